@@ -1,0 +1,62 @@
+"""Installs ccop_mm; configs/ and tools/ travel with it under ccop_mm/.mim, where OpenMMLab's tools look for them."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MIM_FOLDERS = ('configs', 'tools')
+
+
+def version():
+    """The version without importing the package, which needs torch."""
+    text = (ROOT / 'ccop_mm' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"__version__ = '(.+)'", text).group(1)
+
+
+def requirements(name):
+    """The lines of a requirements file that are no comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    return [line for line in map(str.strip, lines) if line and not line.startswith('#')]
+
+
+class BuildWithMim(build_py):
+    """Adds ``.mim``: copies in what is built, so that the tree stays as it is, and links for an editable install."""
+
+    def run(self):
+        super().run()
+        mim = (ROOT if self.editable_mode else Path(self.build_lib)) / 'ccop_mm' / '.mim'
+        if mim.exists():
+            shutil.rmtree(mim)  # links in it go, their targets stay
+        mim.mkdir(parents=True)
+        for name in MIM_FOLDERS:
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('..', '..', name), target_is_directory=True)
+            else:
+                shutil.copytree(ROOT / name, mim / name, ignore=shutil.ignore_patterns('__pycache__'))
+
+    def get_source_files(self):
+        """What a source archive needs to be built: the modules, and what this file reads."""
+        files = [path for name in (*MIM_FOLDERS, 'requirements') for path in (ROOT / name).rglob('*')]
+        extra = [path for path in files if path.is_file() and '__pycache__' not in path.parts]
+        return super().get_source_files() + [str(path.relative_to(ROOT)) for path in extra]
+
+
+setup(
+    name='ccop_mm',
+    version=version(),
+    description='Curricular Contrastive Object-level Pre-training (CCOP) for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['ccop_mm', 'ccop_mm.*']),
+    cmdclass={'build_py': BuildWithMim},
+    python_requires='>=3.10,<3.13',
+    # No mm package and no OpenCV here: both stacks of requirements/ provide the import name mmcv under different
+    # distribution names, and a requirement on either would put a second mmcv beside the one that is installed.
+    install_requires=['torch>=2.6', 'torchvision', *requirements('runtime')],
+    zip_safe=False,
+)
