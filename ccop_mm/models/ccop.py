@@ -1,0 +1,211 @@
+"""Curricular Contrastive Object-level Pre-training."""
+
+import warnings
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmselfsup.models import BaseModel
+from mmselfsup.registry import MODELS, TRANSFORMS
+from torch import Tensor, nn
+
+from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows, group_sizes, plan_keys
+from ccop_mm.models.momentum import MomentumEncoder
+from ccop_mm.models.object_pool import ObjectPool
+from ccop_mm.models.queue import FeatureQueue
+
+#: The parts of the query encoder that the key encoder follows.
+ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
+
+#: Below this many images, batch statistics are too noisy to train with (a rule of thumb; the paper has 32 per GPU).
+FEW_IMAGES = 8
+
+
+@MODELS.register_module()
+class CCOP(BaseModel):
+    """CCOP: contrast between images, between objects, and between the objects of one image.
+
+    Yang, Huang, Crowley: *Contrastive Object-level Pre-training with Spatial Noise Curriculum Learning*, arXiv 2111.13651.
+    The weights that transfer lie under ``backbone.*`` and ``neck.*``; an mmdet detector whose FPN starts at C2 takes them as
+    they are.
+
+    Args:
+        backbone (dict): Gives C2 to C5, e.g. ``mmdet.ResNet``.
+        neck (dict): Gives P2 to P5, e.g. ``mmdet.FPN``.
+        image_projector (dict): From average-pooled C5 to the image embedding, e.g. ``ProjectionMLP``.
+        object_projector (dict): From flattened 7x7 RoI features to the object embedding.
+        image_head (dict): Eq. 1 for images.
+        object_head (dict): Eq. 1 for objects, and the choice of the hardest candidate.
+        intra_loss (dict): Eq. 3.
+        box_jitter (dict): Eq. 7 and the curriculum's state.
+        object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`.
+        queue_len (int): Negatives in the image queue. The paper prints 65,335, read as 65,536.
+        object_queue_len (int, optional): Negatives in the object queue; as the image queue by default.
+        feat_dim (int): Size of an embedding; the paper uses 128.
+        momentum (float): m of Eq. 2; the paper uses 0.999.
+        key_batch (str): How the key encoder's batch statistics are kept from telling positives:
+            ``'auto'``, ``'shuffle'``, ``'split'`` or ``'none'``; see :func:`ccop_mm.models.key_plan.plan_keys`.
+        bn_group (int): Images per group of batch statistics in one process; 32 is the paper's batch per GPU.
+        data_preprocessor (dict, optional): ``TwoViewDataPreprocessor`` by default.
+        init_cfg (dict, optional): Weight initialization.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        image_projector: dict,
+        object_projector: dict,
+        image_head: dict | None = None,
+        object_head: dict | None = None,
+        intra_loss: dict | None = None,
+        box_jitter: dict | None = None,
+        object_pool: dict | None = None,
+        queue_len: int = 65536,
+        object_queue_len: int | None = None,
+        feat_dim: int = 128,
+        momentum: float = 0.999,
+        key_batch: str = 'auto',
+        bn_group: int = 32,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if key_batch not in KEY_BATCHES:
+            raise ValueError(f'key_batch must be one of {KEY_BATCHES}, got {key_batch!r}')
+        if bn_group < 1:
+            raise ValueError(f'bn_group must be at least 1, got {bn_group}')
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            data_preprocessor={'type': 'mmselfsup.TwoViewDataPreprocessor', **(data_preprocessor or {})},
+            init_cfg=init_cfg,
+        )
+        self.image_projector = MODELS.build(image_projector)
+        self.object_projector = MODELS.build(object_projector)
+        self.image_head = MODELS.build(image_head or dict(type='mmselfsup.ImageContrastHead'))
+        self.object_head = MODELS.build(object_head or dict(type='mmselfsup.ObjectContrastHead'))
+        self.intra_loss = MODELS.build(intra_loss or dict(type='mmselfsup.IntraImageLoss'))
+        self.box_jitter = TRANSFORMS.build(box_jitter or dict(type='mmselfsup.SCSBoxJitter'))
+        self.object_pool = ObjectPool(**(object_pool or {}))
+        self.image_queue = FeatureQueue(queue_len, feat_dim)
+        self.object_queue = FeatureQueue(object_queue_len or queue_len, feat_dim)
+        self.encoder_k = MomentumEncoder(self._encoder_parts(), momentum)
+        self.key_batch = key_batch
+        self.bn_group = bn_group
+        self._generator = torch.Generator()
+        self._warned = False
+
+    def _encoder_parts(self) -> dict[str, nn.Module]:
+        return {name: self.get_submodule(name) for name in ENCODER_PARTS}
+
+    def extract_feat(self, inputs: Tensor | list[Tensor], data_samples=None) -> tuple[Tensor, ...]:
+        """The query encoder's pyramid P2 to P5 of an image batch ``(B, 3, H, W)``, or of the first of several views."""
+        image = inputs if isinstance(inputs, Tensor) else inputs[0]
+        return self.neck(self.backbone(image))
+
+    def embed_objects(self, pyramid: tuple[Tensor, ...], boxes: Tensor, batch_index: Tensor) -> Tensor:
+        """Embeddings of boxes, by the query encoder.
+
+        Args:
+            pyramid (tuple[Tensor, ...]): P2 to P5, each ``(B, C, H, W)``.
+            boxes (Tensor): ``(N, 4)`` in pixels of the network's input.
+            batch_index (Tensor): ``(N,)``, the image of each box.
+
+        Returns:
+            Tensor: ``(N, D)``, L2-normalized.
+        """
+        return self._embed_objects(self, pyramid, boxes.cpu(), batch_index.cpu())
+
+    def _embed_objects(self, encoder: nn.Module, pyramid, boxes: Tensor, batch_index: Tensor) -> Tensor:
+        """As :meth:`embed_objects`, by either encoder, with boxes and indices on the CPU: levels are counted there."""
+        device = pyramid[0].device
+        rois = self.object_pool.plan(boxes, batch_index)
+        if device.type == 'cuda':
+            rois = rois.pin_memory()
+        rois = rois.to(device)
+        pooled = self.object_pool(pyramid, rois)  # (N, C, 7, 7), sorted by level
+        return encoder.object_projector(pooled)[rois.restore]
+
+    @staticmethod
+    def _encode(encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Image embeddings ``(B, D)`` and the pyramid; each of the groups of ``sizes`` images has its own batch statistics."""
+        embeddings, pyramids = [], []
+        for group in images.split(sizes):
+            features = encoder.backbone(group)
+            embeddings.append(encoder.image_projector(features[-1].mean(dim=(2, 3))))
+            pyramids.append(encoder.neck(features))
+        if len(sizes) == 1:
+            return embeddings[0], tuple(pyramids[0])
+        return torch.cat(embeddings), tuple(torch.cat(level) for level in zip(*pyramids, strict=True))
+
+    def loss(self, inputs: list[Tensor], data_samples: list) -> dict[str, Tensor]:
+        """One training step's losses (Eq. 4 is their plain sum, which mmengine makes) and what is worth watching.
+
+        Args:
+            inputs (list[Tensor]): Query and key views, each ``(B, 3, H, W)``, normalized.
+            data_samples (list[SelfSupDataSample]): B samples whose ``pseudo_label`` holds ``boxes_q`` and ``boxes_k``, both
+                ``(n, 4)`` on the CPU, row r of the one being the same object as row r of the other; n may be 0.
+
+        Returns:
+            dict[str, Tensor]: ``loss_img``, ``loss_obj``, ``loss_intra``; ``hardest_similarity`` (mean similarity of the
+            chosen positives to their queries) and ``objects_per_image``.
+        """
+        images_q, images_k = inputs
+        labels = [sample.pseudo_label for sample in data_samples]
+        boxes_q = torch.cat([label.boxes_q for label in labels]).cpu()
+        boxes_k = torch.cat([label.boxes_k for label in labels]).cpu()
+        counts = torch.tensor([len(label.boxes_q) for label in labels])
+        batch_index = torch.repeat_interleave(torch.arange(len(labels)), counts)
+
+        step = self.encoder_k.steps
+        seeds = np.random.SeedSequence([torch.initial_seed(), get_rank(), step]).generate_state(1, np.uint64)
+        self._generator.manual_seed(int(seeds[0] >> np.uint64(1)))
+        candidates, valid = self.box_jitter.jitter(boxes_k, images_k.shape[-2:], self._generator)
+        plan = plan_keys(candidates, batch_index, len(images_k), self.key_batch, step, self.bn_group)
+        self._warn_of_small_groups(plan.sizes)
+
+        image_q, pyramid = self._encode(self, images_q, plan.sizes)
+        object_q = self._embed_objects(self, pyramid, boxes_q, batch_index)
+        image_k, object_candidates = self._encode_keys(images_k, plan)
+
+        device = object_q.device
+        valid, boxes_q, batch_index = (
+            tensor.to(device, non_blocking=True) for tensor in (valid, boxes_q, batch_index)
+        )
+        hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
+        object_k = object_candidates[torch.arange(len(hardest), device=device), hardest]
+
+        losses = dict(
+            loss_img=self.image_head(image_q, image_k, self.image_queue.snapshot()),
+            loss_obj=self.object_head(object_q, object_k, self.object_queue.snapshot()),
+            loss_intra=self.intra_loss(object_q, boxes_q, batch_index),
+        )
+        self.image_queue.enqueue(gather_rows(image_k, [len(image_k)] * len(plan.object_counts)))
+        self.object_queue.enqueue(gather_rows(object_k, plan.object_counts))
+        similarity = (object_q.detach() * object_k).sum()
+        losses['hardest_similarity'] = similarity / max(len(object_k), 1)
+        losses['objects_per_image'] = similarity.new_tensor(len(object_k) / len(labels))
+        return losses
+
+    @torch.no_grad()
+    def _encode_keys(self, images: Tensor, plan) -> tuple[Tensor, Tensor]:
+        """Moves the key encoder on and embeds with it: images ``(B, D)`` and candidates ``(N, J, D)``."""
+        self.encoder_k.update(self._encoder_parts())
+        embeddings, pyramid = self._encode(self.encoder_k, plan.take_images(images), plan.sizes)
+        num_candidates = plan.boxes.shape[1]
+        # (M, J, 4) -> (M * J, 4); every candidate lies in its object's image
+        rows = self._embed_objects(
+            self.encoder_k, pyramid, plan.boxes.flatten(0, 1), plan.batch_index.repeat_interleave(num_candidates)
+        )
+        objects = rows.view(len(plan.boxes), num_candidates, rows.shape[1])  # (M * J, D) -> (M, J, D)
+        return plan.restore_images(embeddings), plan.restore_objects(objects)
+
+    def _warn_of_small_groups(self, sizes: list[int]) -> None:
+        if self._warned or self.key_batch == 'none' or min(sizes) >= FEW_IMAGES:
+            return
+        self._warned = True
+        warnings.warn(
+            f'only {min(sizes)} images share batch statistics (groups of {sizes}); their noise may keep the losses from '
+            f'falling: use a batch of at least {2 * FEW_IMAGES} images per process',
+            stacklevel=2,
+        )
