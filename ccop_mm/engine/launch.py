@@ -1,0 +1,131 @@
+"""From a config file and a command line to a running job: what tools/train.py and tools/test.py share."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ccop_mm import hosts
+from ccop_mm.errors import InputError
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every OpenMMLab training and test tool has."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<name of the config>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings of the config to override, e.g. train_dataloader.batch_size=8 "model.box_jitter.noise=(0.2,0.8)"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch's older launchers pass this; the newer ones set the environment variable alone.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of a run: file, then options, then what this machine needs.
+
+    Args:
+        args (argparse.Namespace): ``config`` and what :func:`add_common_arguments` adds; ``amp`` if the tool has it.
+
+    Raises:
+        InputError: The file is absent or no config, or mixed precision is asked for where it cannot be had.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise InputError(f'no config file {args.config}')
+    try:
+        cfg = Config.fromfile(args.config)
+    except (SyntaxError, OSError, KeyError) as error:
+        raise InputError(f'{args.config} cannot be read as a config: {error}') from error
+    cfg.launcher = args.launcher
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
+    if getattr(args, 'amp', False):
+        _use_amp(cfg)
+    return hosts.prepare_config(cfg)
+
+
+def _use_amp(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise InputError(f'--amp does not go with optim_wrapper.type={wrapper}; remove one of them')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner that the config asks for: ``runner_type``, or mmengine's."""
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Continues a run.
+
+    Args:
+        cfg (Config): Changed in place.
+        resume (str, optional): None: start anew. ``'auto'``: from the newest checkpoint in the work folder, from the start if
+            there is none. Else a checkpoint file.
+
+    Raises:
+        InputError: The file does not exist.
+    """
+    if resume is None:
+        return
+    cfg.resume = True
+    cfg.load_from = None
+    if resume != 'auto':
+        if '://' not in resume and not Path(resume).is_file():
+            raise InputError(f'no checkpoint {resume} to resume from; --resume alone takes the newest in {cfg.work_dir}')
+        cfg.load_from = resume
+
+
+def train(cfg: Config) -> Runner:
+    """Trains, and says at the end where the result lies."""
+    _check_data(cfg.get('train_dataloader'))
+    runner = build_runner(cfg)
+    runner.train()
+    last = Path(runner.work_dir) / 'last_checkpoint'
+    if last.is_file():
+        runner.logger.info(f'done: {runner.iter} iterations, checkpoint {last.read_text().strip()}')
+    return runner
+
+
+def test(cfg: Config, checkpoint: str) -> dict:
+    """Evaluates a checkpoint with the config's test loop; returns the metrics.
+
+    Raises:
+        InputError: The checkpoint does not exist, or the config has no test loop.
+    """
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise InputError(f'no checkpoint {checkpoint}')
+    if cfg.get('test_dataloader') is None:
+        raise InputError(
+            'this config has no test_dataloader: pre-training is inspected with tools/inspect/, detectors are tested here'
+        )
+    _check_data(cfg.test_dataloader)
+    cfg.load_from = checkpoint
+    return build_runner(cfg).test()
+
+
+def _check_data(loader: ConfigDict | None) -> None:
+    """Looks for the annotation file and photos before anything slow is built; the datasets' own errors are tracebacks."""
+    dataset = (loader or {}).get('dataset') or {}
+    while 'dataset' in dataset:  # wrappers such as RepeatDataset
+        dataset = dataset['dataset']
+    root = dataset.get('data_root') or ''
+    paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+    for path in paths:
+        if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
+            raise InputError(
+                f'{Path(root, path)} does not exist; name your data with --cfg-options '
+                'train_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
+            )
