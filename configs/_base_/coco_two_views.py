@@ -1,0 +1,36 @@
+# Two MoCo v2 views of each photo, with the boxes that both show.
+view_pipeline = [
+    dict(type='ObjectResizedCrop', size=224, scale=(0.2, 1.0)),
+    dict(
+        type='RandomApply',
+        transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
+        prob=0.8,
+    ),
+    # The photo is BGR here, so are the weights of grey (ITU-R 601).
+    dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)),
+    dict(type='RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
+    dict(type='ObjectFlip', prob=0.5),
+]
+train_pipeline = [
+    dict(type='LoadPhoto'),
+    dict(type='TwoObjectViews', transforms=view_pipeline),
+    dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
+]
+train_dataloader = dict(
+    batch_size=32,  # on each of 8 GPUs
+    num_workers=8,
+    persistent_workers=True,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='ProposalDataset',
+        data_root='data/coco/',
+        ann_file='annotations/instances_train2017.json',  # for the list of photos; annotations are not read
+        data_prefix=dict(img_path='train2017/'),
+        proposal_file='proposals/train2017.npz',
+        num_proposals=40,  # about 12 of them are in both views, the paper's number (docs/design.md)
+        pipeline=train_pipeline,
+    ),
+)

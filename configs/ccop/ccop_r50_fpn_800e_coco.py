@@ -1,0 +1,10 @@
+# The paper's recipe: ResNet-50-FPN, COCO train2017 without labels, 800 epochs, 256 photos a step on 8 GPUs.
+_base_ = ['../_base_/ccop_r50_fpn.py', '../_base_/coco_two_views.py', '../_base_/default_runtime.py']
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    # For 256 photos a step; the paper gives no warm-up.
+    optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4),
+)
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=800, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)

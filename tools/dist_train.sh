@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# tools/dist_train.sh CONFIG PROCESSES [tools/train.py's options]: one process per GPU, or per CPU share where there is none.
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+set -euo pipefail
+
+[ $# -ge 2 ] || { echo "usage: $0 CONFIG PROCESSES [options of tools/train.py]" >&2; exit 2; }
+CONFIG=$1
+PROCESSES=$2
+shift 2
+
+# The environment that `make env` made is used if none is active.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHON=${PYTHON:-python}
+if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$ROOT/${VENV:-.venv}/bin/python" ]; then
+  PYTHON=$ROOT/${VENV:-.venv}/bin/python
+fi
+
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" \
+  --node_rank="${NODE_RANK:-0}" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+  --master_port="${PORT:-29500}" \
+  --nproc_per_node="$PROCESSES" \
+  "$ROOT/tools/train.py" "$CONFIG" --launcher pytorch "$@"
