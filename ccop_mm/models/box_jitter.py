@@ -79,23 +79,25 @@ def valid_noise(
     """
     zeta_wh = zeta if zeta_wh is None else zeta_wh
     bounds = _axis_bounds(zeta, zeta_wh, beta, anchor)
-    accepted, have, drawn = [], 0, 0
-    rate = 0.1  # a guess for the first round; the measured rate after it
+    low, high, scale = bounds
+    # Share of plain draws of (shift, log scale) that fall within the bounds, on one axis.
+    within = (high - low) * 2 * scale / (4 * zeta * zeta_wh) if zeta and zeta_wh else 1.0
+    accepted, have, tried, axis_kept, axis_drawn = [], 0, 0, 0, 0
+    rate = 0.1  # accepted per drawn: a guess for the first round, the measured rate after it
     while have < count:
-        size = int((count - have) / rate * 1.2) + 64
-        pairs = _axis_noise(2 * size, bounds, beta, anchor, generator)
+        size = 2 * (int((count - have) / rate * 1.2) + 64)
+        pairs = _axis_noise(size, bounds, beta, anchor, generator)
         half = len(pairs) // 2
         # (half, 2) x, (half, 2) y -> (half, 4) as sx, sy, sw, sh
         noise = torch.stack([pairs[:half], pairs[half : 2 * half]], dim=2).flatten(1)
         noise = noise[noise_iou(noise, anchor) >= beta]
         accepted.append(noise)
-        have += len(noise)
-        drawn += size
-        rate = max(have / drawn, 1e-4)
+        have, tried = have + len(noise), tried + half
+        axis_kept, axis_drawn = axis_kept + len(pairs), axis_drawn + size
+        rate = max(2 * have / axis_drawn, 1e-4)
     noise = torch.cat(accepted)[:count] if accepted else torch.zeros(0, 4)
-    low, high, scale = bounds
-    kept_range = ((high - low) * 2 * scale / (4 * zeta * zeta_wh)) ** 2 if zeta and zeta_wh else 1.0
-    return noise, kept_range * have / max(drawn, 1)
+    acceptance = (within * axis_kept / axis_drawn) ** 2 * have / tried if tried else 0.0
+    return noise, acceptance
 
 
 @TRANSFORMS.register_module()

@@ -86,6 +86,8 @@ class CCOP(BaseModel):
         self.object_head = MODELS.build(object_head or dict(type='mmselfsup.ObjectContrastHead'))
         self.intra_loss = MODELS.build(intra_loss or dict(type='mmselfsup.IntraImageLoss'))
         self.box_jitter = TRANSFORMS.build(box_jitter or dict(type='mmselfsup.SCSBoxJitter'))
+        if self.intra_loss.mode == 'triplet' and not self.box_jitter.include_original:
+            raise ValueError("intra_loss.mode='triplet' needs box_jitter.include_original=True: it uses those embeddings")
         self.object_pool = ObjectPool(**(object_pool or {}))
         self.image_queue = FeatureQueue(queue_len, feat_dim)
         self.object_queue = FeatureQueue(object_queue_len or queue_len, feat_dim)
@@ -169,16 +171,20 @@ class CCOP(BaseModel):
         image_k, object_candidates = self._encode_keys(images_k, plan)
 
         device = object_q.device
-        valid, boxes_q, batch_index = (
-            tensor.to(device, non_blocking=True) for tensor in (valid, boxes_q, batch_index)
+        valid, boxes_q, boxes_k, batch_index = (
+            tensor.to(device, non_blocking=True) for tensor in (valid, boxes_q, boxes_k, batch_index)
         )
         hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
         object_k = object_candidates[torch.arange(len(hardest), device=device), hardest]
 
+        if self.intra_loss.mode == 'triplet':  # the unjittered boxes are the last candidates: nothing is pooled twice
+            intra_inputs = dict(boxes=boxes_k, keys=object_candidates[:, -1])
+        else:
+            intra_inputs = dict(boxes=boxes_q)
         losses = dict(
             loss_img=self.image_head(image_q, image_k, self.image_queue.snapshot()),
             loss_obj=self.object_head(object_q, object_k, self.object_queue.snapshot()),
-            loss_intra=self.intra_loss(object_q, boxes_q, batch_index),
+            loss_intra=self.intra_loss(object_q, batch_index=batch_index, **intra_inputs),
         )
         self.image_queue.enqueue(gather_rows(image_k, [len(image_k)] * len(plan.object_counts)))
         self.object_queue.enqueue(gather_rows(object_k, plan.object_counts))

@@ -1,0 +1,331 @@
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.structures import InstanceData
+from mmselfsup.models import MoCo
+from mmselfsup.registry import MODELS
+from mmselfsup.structures import SelfSupDataSample
+
+from ccop_mm.models import losses
+
+GOLDEN = json.loads((Path(__file__).parents[1] / 'data' / 'golden_r18_128.json').read_text())
+
+
+def config(**changes):
+    """CCOP with a ResNet-18 small enough for a test."""
+    return {
+        'type': 'mmselfsup.CCOP',
+        'backbone': dict(
+            type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, frozen_stages=-1, norm_cfg=dict(type='BN')
+        ),
+        'neck': dict(
+            type='mmdet.FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4, norm_cfg=dict(type='BN')
+        ),
+        'image_projector': dict(type='mmselfsup.ProjectionMLP', in_channels=64, hid_channels=32),
+        'object_projector': dict(type='mmselfsup.ProjectionMLP', in_channels=16 * 49, hid_channels=32),
+        'queue_len': 64,
+        **changes,
+    }
+
+
+def sample(boxes_q, boxes_k):
+    data_sample = SelfSupDataSample()
+    data_sample.pseudo_label = InstanceData(boxes_q=boxes_q, boxes_k=boxes_k)
+    return data_sample
+
+
+def random_batch(counts, generator, size=96, dtype=torch.float32):
+    """Two random views and, for image i, ``counts[i]`` objects."""
+
+    def boxes(count):
+        top_left = torch.rand(count, 2, generator=generator) * (size - 40)
+        return torch.cat([top_left, top_left + torch.rand(count, 2, generator=generator) * 28 + 12], dim=1)
+
+    views = [torch.randn(len(counts), 3, size, size, generator=generator, dtype=dtype) for _ in range(2)]
+    return views, [sample(boxes(count), boxes(count)) for count in counts]
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class TestReleasedCode:
+    """The authors' released code, run once on weights and views that the golden file's rules make again."""
+
+    @staticmethod
+    def draw(name, shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+
+    def parameter(self, name, shape):
+        x = self.draw(name, shape)
+        if len(shape) > 1:
+            fan_in = torch.Size(shape[1:]).numel()
+            return x * (2 / fan_in) ** 0.5
+        is_norm = '.bn' in name or '.downsample.1.' in name
+        return 1 + 0.1 * x if is_norm and name.endswith('weight') else 0.1 * x
+
+    @pytest.fixture(scope='class')
+    def step(self):
+        settings = GOLDEN['config']
+        torch.manual_seed(0)
+        model = MODELS.build(
+            config(
+                backbone=dict(
+                    type='mmdet.ResNet', depth=18, norm_eval=False, frozen_stages=-1, norm_cfg=dict(type='BN')
+                ),
+                neck=dict(
+                    type='mmdet.FPN',
+                    in_channels=[64, 128, 256, 512],
+                    out_channels=256,
+                    num_outs=4,
+                    norm_cfg=dict(type='BN'),
+                ),
+                image_projector=dict(type='mmselfsup.ProjectionMLP', in_channels=512),
+                object_projector=dict(type='mmselfsup.ProjectionMLP', in_channels=256 * 49),
+                intra_loss=dict(type='mmselfsup.IntraImageLoss', mode='triplet'),
+                box_jitter=dict(type='mmselfsup.SCSBoxJitter', include_original=True, redraw=False, anchor='center'),
+                queue_len=settings['queue_len'],
+                key_batch='none',
+            )
+        )
+        for name, parameter in model.named_parameters():
+            if not name.startswith('encoder_k.'):
+                theirs = name.replace('image_projector', 'image_neck').replace('object_projector', 'object_neck')
+                query = self.parameter(theirs, parameter.shape)
+                parameter.data.copy_(query)
+                noise = self.draw(f'key.{theirs}', parameter.shape)
+                key = model.encoder_k.get_parameter(name)
+                key.data.copy_(query + 0.01 * noise * query.abs().mean())
+        for name, queue in [('image_queue', model.image_queue), ('object_queue', model.object_queue)]:
+            queue.keys.copy_(F.normalize(self.draw(name, (128, settings['queue_len'])), dim=0))
+        model.encoder_k.steps = 1  # the key weights are given, not to be copied
+        model = model.double().train()
+
+        size, batch = settings['view'], settings['batch']
+        view_q = self.draw('view_q', (batch, 3, size, size))
+        view_k = settings['view_k_from_q'] * view_q + settings['view_k_noise'] * self.draw('view_k', view_q.shape)
+        samples = [
+            sample(torch.tensor(q).double(), torch.tensor(k).double())
+            for q, k in zip(GOLDEN['boxes_q'], GOLDEN['boxes_k'], strict=True)
+        ]
+        candidates = torch.cat([torch.tensor(rows).double() for rows in GOLDEN['candidates']])
+        valid = torch.cat([torch.tensor(rows).bool() for rows in GOLDEN['valid']])
+        model.box_jitter.jitter = lambda boxes, img_shape, generator: (candidates, valid)
+
+        seen = {}
+        select = model.object_head.select
+        image_forward, intra_forward = model.image_head.forward, model.intra_loss.forward
+
+        def spy_select(query, keys, valid):
+            seen['selected'] = select(query, keys, valid)
+            seen['similarity'] = torch.einsum('nd,njd->nj', query, keys)
+            return seen['selected']
+
+        def spy_image(query, keys, queue):
+            seen.update(z_q=query.detach(), z_k=keys.detach())
+            return image_forward(query, keys, queue)
+
+        def spy_intra(embeddings, boxes, batch_index, keys=None):
+            seen.update(object_q=embeddings.detach(), batch_index=batch_index)
+            return intra_forward(embeddings, boxes, batch_index, keys)
+
+        model.object_head.select = spy_select
+        model.image_head.forward = spy_image
+        model.intra_loss.forward = spy_intra
+        result = model.loss([view_q.double(), view_k.double()], samples)
+        (result['loss_img'] + result['loss_obj']).backward(retain_graph=True)
+        seen['grad_norm_img_plus_roi'] = {name: grad.norm().item() for name, grad in gradients(model).items()}
+        result['loss_intra'].backward()
+        seen['grad_norm_total'] = {name: grad.norm().item() for name, grad in gradients(model).items()}
+        seen['losses'] = {name: value.item() for name, value in result.items()}
+        seen['boxes_q'] = torch.cat([one.pseudo_label.boxes_q for one in samples])
+        return model, seen
+
+    expected = GOLDEN['expected_float64']
+
+    def test_losses(self, step):
+        found = step[1]['losses']
+        assert found['loss_img'] == pytest.approx(self.expected['img_loss'], abs=1e-8)
+        assert found['loss_obj'] == pytest.approx(self.expected['roi_loss'], abs=1e-8)
+        assert found['loss_intra'] == pytest.approx(self.expected['intra_loss'], abs=1e-8)
+
+    @pytest.mark.parametrize('name', ['z_q', 'z_k', 'object_q'])
+    def test_embeddings(self, step, name):
+        expected = torch.tensor(self.expected[name], dtype=torch.float64)
+        torch.testing.assert_close(step[1][name][:, : expected.shape[1]], expected, rtol=0, atol=1e-9)
+
+    def test_selected_candidates(self, step):
+        assert step[1]['selected'].tolist() == GOLDEN['expected']['selected']
+        rows = torch.arange(len(step[1]['selected']))
+        expected = torch.tensor(self.expected['selected_similarity'], dtype=torch.float64)
+        torch.testing.assert_close(step[1]['similarity'][rows, step[1]['selected']], expected, rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize('kind', ['grad_norm_img_plus_roi', 'grad_norm_total'])
+    def test_gradient_norms(self, step, kind):
+        for name, norm in self.expected[kind].items():
+            ours = name.replace('image_neck', 'image_projector').replace('object_neck', 'object_projector')
+            assert step[1][kind][ours] == pytest.approx(norm, rel=1e-6, abs=1e-12), name
+
+    def test_momentum_update(self, step):
+        for name, values in GOLDEN['expected']['key_after_update'].items():
+            ours = name.replace('image_neck', 'image_projector').replace('object_neck', 'object_projector')
+            key = step[0].encoder_k.get_parameter(ours)
+            query = step[0].get_parameter(ours)
+            assert key.norm().item() == pytest.approx(values['norm'], rel=1e-6)
+            assert (key - query).norm().item() == pytest.approx(values['norm_minus_query'], rel=1e-4)
+            assert key.flatten()[:4].tolist() == pytest.approx(values['first'], abs=1e-6)
+
+    @pytest.mark.parametrize('name', ['image_queue', 'object_queue'])
+    def test_queues(self, step, name):
+        queue, expected = getattr(step[0], name), GOLDEN['expected'][name]
+        assert queue.pointer.item() == expected['pointer']
+        columns = torch.tensor(expected['first_columns'], dtype=torch.float64)
+        torch.testing.assert_close(queue.keys.T[: len(columns), : columns.shape[1]], columns, rtol=0, atol=2e-6)
+
+    def test_hinge_of_the_paper_on_the_same_embeddings(self, step):
+        seen = step[1]
+        pairs = losses.disjoint_pairs(seen['boxes_q'], seen['batch_index'])
+        assert pairs.sum().item() == GOLDEN['expected']['paper_hinge_query_boxes']['pairs']
+        value = losses.intra_image_hinge(seen['object_q'], pairs) / pairs.sum()
+        assert value.item() == pytest.approx(self.expected['paper_hinge_query_boxes'], abs=1e-9)
+
+
+def test_image_branch_equals_mmselfsup_moco(generator):
+    model = MODELS.build(config(key_batch='none')).double().train()
+    peer = MoCo(
+        backbone=dict(
+            type='mmdet.ResNet', depth=18, base_channels=8, out_indices=[3], norm_eval=False, frozen_stages=-1
+        ),
+        neck=dict(
+            type='MoCoV2Neck', in_channels=64, hid_channels=32, out_channels=128, with_avg_pool=True, _scope_='mmselfsup'
+        ),
+        head=dict(type='mmselfsup.ContrastiveHead', loss=dict(type='mmcls.CrossEntropyLoss'), temperature=0.2),
+        queue_len=64,
+    )
+    peer.backbone.load_state_dict(model.backbone.state_dict())
+    for theirs, ours in [(0, 'fc1'), (2, 'fc2')]:
+        peer.neck.mlp[theirs].load_state_dict(getattr(model.image_projector, ours).state_dict())
+    peer = peer.double().train()
+    peer.queue.copy_(model.image_queue.keys)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (model, peer)]
+    for step in range(3):
+        views, samples = random_batch([2, 0, 3, 1], generator, dtype=torch.float64)
+        loss, expected = model.loss(views, samples)['loss_img'], peer.loss(views, samples)['loss']
+        # Both shuffle within one process or not at all, which changes neither BN's statistics nor the loss.
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-9), f'step {step}'
+        for optimizer, value in zip(optimizers, (loss, expected), strict=True):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    peer_keys = dict(peer.encoder_k.module.named_parameters())
+    for name, parameter in model.encoder_k.backbone.named_parameters():
+        torch.testing.assert_close(parameter, peer_keys[f'0.{name}'], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model.image_queue.keys, peer.queue, rtol=0, atol=1e-9)
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_objects(generator):
+    for counts in ([0, 3, 5, 2], [0, 0, 0, 0]):
+        model = MODELS.build(config()).train()
+        result = model.loss(*random_batch(counts, generator))
+        sum(value for name, value in result.items() if 'loss' in name).backward()
+        found = gradients(model)
+        assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in found.values())
+        assert found['image_projector.fc2.weight'].abs().max() > 0
+        if not any(counts):
+            assert result['loss_obj'].item() == result['loss_intra'].item() == 0
+            assert found['object_projector.fc2.weight'].abs().max() == 0
+
+
+def test_running_statistics_move_and_the_key_encoder_starts_as_the_query(generator):
+    model = MODELS.build(config(key_batch='none')).train()
+    model.init_weights()
+    before = model.backbone.bn1.running_mean.clone()
+    model.loss(*random_batch([2, 2], generator))
+    assert not torch.equal(model.backbone.bn1.running_mean, before)
+    for name, parameter in model.encoder_k.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name)), name
+
+
+def test_split_groups_have_statistics_of_their_own(generator):
+    # Two groups of B/2 must see what two batches of B/2 see.
+    model = MODELS.build(config(key_batch='split')).double().train()
+    views, _ = random_batch([0] * 6, generator, dtype=torch.float64)
+    with torch.no_grad():
+        together, pyramid = model._encode(model, views[0], [3, 3])
+        apart = [model._encode(model, half, [3]) for half in views[0].split(3)]
+    torch.testing.assert_close(together, torch.cat([embedding for embedding, _ in apart]))
+    torch.testing.assert_close(pyramid[2], torch.cat([levels[2] for _, levels in apart]))
+
+
+def test_key_images_and_boxes_come_back_to_their_own(generator):
+    # With batch statistics off, regrouping must change nothing at all.
+    batch = random_batch([2, 0, 3, 1, 4], generator, dtype=torch.float64)
+    found = {}
+    for mode in ('none', 'split'):
+        torch.manual_seed(5)
+        model = MODELS.build(config(key_batch=mode, bn_group=2)).double().eval()
+        found[mode] = model.loss(*batch), model.object_queue.keys
+    for name, value in found['none'][0].items():
+        assert value.item() == pytest.approx(found['split'][0][name].item(), abs=1e-12), name
+    torch.testing.assert_close(found['none'][1], found['split'][1])
+
+
+def test_a_step_depends_on_seed_and_step_alone(generator):
+    batch = random_batch([2, 3, 4], generator)
+    totals = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        model = MODELS.build(config()).train()
+        torch.rand(len(totals) * 5)  # other draws of the global generator must not matter
+        totals.append([model.loss(*batch)['loss_obj'].item() for _ in range(2)])
+    assert totals[0] == totals[1]
+    assert totals[0][0] != totals[0][1]
+
+
+def test_a_checkpoint_resumes_to_the_last_bit(generator):
+    torch.manual_seed(1)
+    first = MODELS.build(config()).train()
+    batches = [random_batch([2, 3, 4], generator) for _ in range(4)]
+    for batch in batches[:2]:
+        first.loss(*batch)
+    second = MODELS.build(config()).train()
+    second.load_state_dict(first.state_dict())
+    for batch in batches[2:]:
+        a, b = first.loss(*batch), second.loss(*batch)
+        assert {name: value.item() for name, value in a.items()} == {name: value.item() for name, value in b.items()}
+
+
+def test_embed_objects_serves_boxes_on_any_device(generator):
+    model = MODELS.build(config()).eval()
+    views, samples = random_batch([3, 1], generator)
+    boxes = torch.cat([one.pseudo_label.boxes_q for one in samples])
+    with torch.no_grad():
+        embeddings = model.embed_objects(model.extract_feat(views), boxes, torch.tensor([0, 0, 0, 1]))
+    assert embeddings.shape == (4, 128)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+
+
+def test_few_images_a_group_are_warned_of_once(generator):
+    model = MODELS.build(config()).train()
+    batch = random_batch([1, 1], generator)
+    with pytest.warns(UserWarning, match='only 1 images share batch statistics') as caught:
+        model.loss(*batch)
+        model.loss(*batch)
+    assert len([one for one in caught if 'share batch statistics' in str(one.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(key_batch='other'), 'key_batch must be one of'),
+        (dict(bn_group=0), 'bn_group must be at least 1'),
+        (dict(intra_loss=dict(type='mmselfsup.IntraImageLoss', mode='triplet')), 'include_original=True'),
+    ],
+)
+def test_refuses_wrong_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(config(**changes))
