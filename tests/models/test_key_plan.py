@@ -1,0 +1,75 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ccop_mm.models.key_plan import group_sizes, plan_keys
+
+SCRIPT = Path(__file__).with_name('two_ranks.py')
+
+
+@pytest.mark.parametrize(
+    'batch_size, bn_group, sizes',
+    [(64, 32, [32, 32]), (32, 32, [16, 16]), (100, 32, [34, 33, 33]), (5, 2, [3, 2]), (1, 32, [1]), (2, 1, [1, 1])],
+)
+def test_group_sizes(batch_size, bn_group, sizes):
+    assert group_sizes(batch_size, bn_group) == sizes
+
+
+@pytest.mark.parametrize('mode', ['auto', 'split', 'none', 'shuffle'])
+def test_one_process_moves_boxes_with_their_images(mode, generator):
+    counts = torch.tensor([2, 0, 3, 1, 4])
+    batch_index = torch.repeat_interleave(torch.arange(5), counts)
+    boxes = torch.rand(len(batch_index), 3, 4, generator=generator)
+    images = torch.arange(5.0)[:, None]
+    plan = plan_keys(boxes, batch_index, 5, mode, step=4)
+    taken = plan.take_images(images)
+    # An object's image must be its own, wherever it went; here an image's only pixel is its number.
+    assert taken[plan.batch_index].flatten().tolist() == batch_index.tolist()
+    assert torch.equal(plan.boxes, boxes)
+    assert torch.equal(plan.restore_images(taken), images)
+    assert torch.equal(plan.restore_objects(boxes), boxes)
+    assert (plan.sizes == [5]) == (mode in ('none', 'shuffle'))
+
+
+def test_plans_differ_from_step_to_step():
+    boxes, batch_index = torch.zeros(0, 3, 4), torch.zeros(0, dtype=torch.long)
+    orders = {tuple(plan_keys(boxes, batch_index, 16, 'split', step).images.tolist()) for step in range(20)}
+    assert len(orders) == 20
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    """The results of two processes and of one, by case: ([rank 0, rank 1], alone)."""
+    out = tmp_path_factory.mktemp('ranks')
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    for command in ([sys.executable, *launch, SCRIPT, out], [sys.executable, SCRIPT, out]):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    def load(case, rank, world):
+        return torch.load(out / f'{case}-{rank}-of-{world}.pt', weights_only=True)
+
+    return lambda case: ([load(case, rank, 2) for rank in range(2)], load(case, 0, 1))
+
+
+@pytest.mark.parametrize('case', ['frozen', 'shuffled', 'one_rank_bare', 'all_bare'])
+def test_two_ranks_equal_one_process_on_the_same_batch(ranks, case):
+    # 'frozen': no batch statistics. The others: groups of one process stand for the ranks of two, BN and all.
+    (first, second), alone = ranks(case)
+    for name, gradient in alone['gradients'].items():
+        torch.testing.assert_close(first['gradients'][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+        assert torch.equal(first['gradients'][name], second['gradients'][name]), name
+    for name in ('loss_img', 'loss_obj', 'loss_intra'):
+        mean = (first['losses1'][name] + second['losses1'][name]) / 2
+        torch.testing.assert_close(mean, alone['losses1'][name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize('case', ['frozen', 'shuffled', 'one_rank_bare', 'all_bare'])
+@pytest.mark.parametrize('queue', ['image_queue', 'object_queue'])
+def test_queues_are_identical_on_every_rank_and_equal_to_one_process(ranks, case, queue):
+    (first, second), alone = ranks(case)
+    assert torch.equal(first[queue], second[queue])
+    torch.testing.assert_close(first[queue], alone[queue], rtol=0, atol=1e-9)
