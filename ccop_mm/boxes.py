@@ -1,7 +1,7 @@
 """Box geometry on plain tensors.
 
-Boxes are ``(x1, y1, x2, y2)`` in pixels, ``x2`` and ``y2`` exclusive; shapes are ``(height, width)``. Every function takes
-any leading dimensions, keeps the dtype, and is differentiable where that makes sense.
+Boxes are ``(x1, y1, x2, y2)`` in pixels, ``x2`` and ``y2`` exclusive; shapes are ``(height, width)``. Every function
+takes any leading dimensions, keeps the dtype, and is differentiable where that makes sense.
 """
 
 import torch
@@ -68,8 +68,8 @@ def jitter(boxes: Tensor, noise: Tensor, anchor: str = 'top_left') -> Tensor:
     Args:
         boxes (Tensor): ``(..., 4)``.
         noise (Tensor): ``(..., 4)``, the values ``(sx, sy, sw, sh)``; broadcast against the boxes.
-        anchor (str): ``'top_left'``: ``(x, y)`` is the top-left corner, as in the paper. ``'center'``: it is the center,
-            as in the authors' released code.
+        anchor (str): ``'top_left'``: ``(x, y)`` is the top-left corner, as in the paper. ``'center'``: it is the
+            center, as in the authors' released code.
 
     Returns:
         Tensor: ``(..., 4)``, not clipped.

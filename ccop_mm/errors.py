@@ -7,8 +7,8 @@ import sys
 class InputError(Exception):
     """The input is at fault, not the program.
 
-    The message is one line: what is wrong, where (file, id), what to do. :func:`exit_on_input_error` prints it without a
-    traceback.
+    The message is one line: what is wrong, where (file, id), what to do. :func:`exit_on_input_error` prints it without
+    a traceback.
     """
 
 

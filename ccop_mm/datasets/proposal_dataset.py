@@ -17,15 +17,16 @@ class ProposalDataset(BaseDataset):
     """A folder of photos, or the photos of a COCO json, each with its own proposals.
 
     Proposals are looked up by image id and checked by file name, never by position. A photo without any proposal is
-    normal: it trains the image loss. Photos that could not be read when proposals were made are left out; one that cannot
+    normal: it trains the image loss. Photos that could not be read when proposals were made are left out; one that
+        cannot
     be read now is named once in the log and another takes its place.
 
     Args:
         proposal_file (str): What tools/propose.py wrote.
-        num_proposals (int, optional): At most so many of a photo's boxes. They are stored in random order, so the first are
-            an unbiased sample. All by default.
-        ann_file (str): COCO json that lists the photos; empty: every photo under ``data_prefix``. Its annotations are not
-            read.
+        num_proposals (int, optional): At most so many of a photo's boxes. They are stored in random order, so the first
+            are an unbiased sample. All by default.
+        ann_file (str): COCO json that lists the photos; empty: every photo under ``data_prefix``. Its annotations are
+            not read.
         data_root (str, optional): Prefix of relative paths.
         data_prefix (dict): ``img_path``: the photos' folder.
         **kwargs: As mmengine's ``BaseDataset``.

@@ -1,7 +1,7 @@
 """Two views of a photo, and the boxes that follow every step.
 
-Boxes lie in ``results['proposals']``, float32 ``(n, 4)`` xyxy pixels of the present image; ``results['proposal_ids']`` tells
-which of the photo's boxes each row is, so that both views can be matched again after some boxes were dropped.
+Boxes lie in ``results['proposals']``, float32 ``(n, 4)`` xyxy pixels of the present image; ``results['proposal_ids']``
+tells which of the photo's boxes each row is, so that both views can be matched again after some boxes were dropped.
 """
 
 import math
@@ -69,16 +69,16 @@ def sample_window(height: int, width: int, scale, ratio, max_attempts: int = 10)
 class ObjectResizedCrop(BaseTransform):
     """RandomResizedCrop for a photo and its boxes; only the window is resized.
 
-    Boxes are clipped to the view. One that loses more than ``max_clipped`` of its area is dropped (Sec. 3.1: 40 %), and one
-    whose area in the view is under ``min_area``.
+    Boxes are clipped to the view. One that loses more than ``max_clipped`` of its area is dropped (Sec. 3.1: 40 %), and
+    one whose area in the view is under ``min_area``.
 
     Args:
         size (int | tuple[int, int]): The view's height and width; the paper uses 224.
         scale (tuple[float, float]): The window's share of the photo (MoCo v2: 0.2 to 1).
         ratio (tuple[float, float]): The window's width over height (torchvision's default).
         max_clipped (float): Largest share of a box's area that may lie outside the view.
-        min_area (float): Smallest area of a box in the view, in square pixels. The paper does not say what is too small; 12^2
-            is its rule for proposals.
+        min_area (float): Smallest area of a box in the view, in square pixels. The paper does not say what is too
+            small; 12^2 is its rule for proposals.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class ObjectResizedCrop(BaseTransform):
         image = results['img']
         window = sample_window(*image.shape[:2], self.scale, self.ratio)
         height, width = self.size
-        # Pillow filters by the scale of the reduction, as torchvision does on PIL images; OpenCV's linear mode would alias.
+        # Pillow filters by the scale of the reduction, as torchvision does on PIL images; OpenCV's linear mode would
+        # alias.
         x1, y1, x2, y2 = window
         part = Image.fromarray(np.ascontiguousarray(image[y1:y2, x1:x2]))
         results['img'] = np.asarray(part.resize((width, height), Image.Resampling.BILINEAR))
@@ -111,8 +112,8 @@ class ObjectResizedCrop(BaseTransform):
             torch.from_numpy(results['proposals']), torch.tensor(window, dtype=torch.float32), self.size
         )
         seen = box_ops.clip(whole, self.size)
-        area = box_ops.area(seen)
-        keep = (area >= (1 - self.max_clipped) * box_ops.area(whole)) & (area >= self.min_area)
+        area, whole_area = box_ops.area(seen), box_ops.area(whole)
+        keep = (whole_area - area <= self.max_clipped * whole_area) & (area >= self.min_area)
         results['proposals'] = seen[keep].numpy()
         results['proposal_ids'] = results['proposal_ids'][keep.numpy()]
         return results

@@ -11,7 +11,8 @@ from ccop_mm.errors import InputError
 
 @HOOKS.register_module()
 class SpatialCurriculumHook(Hook):
-    """Sets ``progress`` of the model's box jitter to the fraction of training done (t of Sec. 3.3) before each iteration.
+    """Sets ``progress`` of the model's box jitter to the fraction of training done (t of Sec. 3.3) before each
+    iteration.
 
     t comes from the runner's own iteration count and length, so epoch- and iteration-based loops, any dataset, gradient
     accumulation and a resumed run need no setting, and the hook keeps no state. It logs ``zeta``, ``beta`` and
@@ -43,7 +44,7 @@ class SpatialCurriculumHook(Hook):
             model = model.module
         if not hasattr(model, 'box_jitter'):
             raise InputError(
-                f'SpatialCurriculumHook needs a model with a box_jitter, such as CCOP; {type(model).__name__} has none: '
-                'remove the hook from custom_hooks'
+                f'SpatialCurriculumHook needs a model with a box_jitter, such as CCOP; {type(model).__name__} has '
+                'none: remove the hook from custom_hooks'
             )
         return model.box_jitter

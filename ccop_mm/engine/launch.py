@@ -21,7 +21,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings of the config to override, e.g. train_dataloader.batch_size=8 "model.box_jitter.noise=(0.2,0.8)"',
+        help='settings of the config to replace, e.g. train_dataloader.batch_size=8 "model.box_jitter.noise=(.2,.8)"',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch's older launchers pass this; the newer ones set the environment variable alone.
@@ -72,8 +72,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
     Args:
         cfg (Config): Changed in place.
-        resume (str, optional): None: start anew. ``'auto'``: from the newest checkpoint in the work folder, from the start if
-            there is none. Else a checkpoint file.
+        resume (str, optional): None: start anew. ``'auto'``: from the newest checkpoint in the work folder, from the
+            start if there is none. Else a checkpoint file.
 
     Raises:
         InputError: The file does not exist.
@@ -84,7 +84,9 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     cfg.load_from = None
     if resume != 'auto':
         if '://' not in resume and not Path(resume).is_file():
-            raise InputError(f'no checkpoint {resume} to resume from; --resume alone takes the newest in {cfg.work_dir}')
+            raise InputError(
+                f'no checkpoint {resume} to resume from; --resume alone takes the newest in {cfg.work_dir}'
+            )
         cfg.load_from = resume
 
 
@@ -109,7 +111,7 @@ def test(cfg: Config, checkpoint: str) -> dict:
         raise InputError(f'no checkpoint {checkpoint}')
     if cfg.get('test_dataloader') is None:
         raise InputError(
-            'this config has no test_dataloader: pre-training is inspected with tools/inspect/, detectors are tested here'
+            'this config has no test_dataloader: detectors are tested here, pre-training is inspected by tools/inspect/'
         )
     _check_data(cfg.test_dataloader)
     cfg.load_from = checkpoint
@@ -117,7 +119,7 @@ def test(cfg: Config, checkpoint: str) -> dict:
 
 
 def _check_data(loader: ConfigDict | None) -> None:
-    """Looks for the annotation file and photos before anything slow is built; the datasets' own errors are tracebacks."""
+    """Looks for annotations and photos before anything slow is built: the hosts' own errors are tracebacks."""
     dataset = (loader or {}).get('dataset') or {}
     while 'dataset' in dataset:  # wrappers such as RepeatDataset
         dataset = dataset['dataset']

@@ -23,7 +23,7 @@ def _axis_overlap(shift: Tensor, scale: Tensor, anchor: str) -> Tensor:
 
 
 def noise_iou(noise: Tensor, anchor: str = 'top_left') -> Tensor:
-    """IoU of a box with its jittered self. By Eq. 7 it depends on the noise ``(..., 4)`` alone, not on the box: ``(...)``."""
+    """IoU of a box with its jittered self, ``(...)``: by Eq. 7 the noise ``(..., 4)`` alone decides it, not the box."""
     scale = noise[..., 2:].exp()
     overlap = _axis_overlap(noise[..., :2], scale, anchor).prod(-1)
     return overlap / (1 + scale.prod(-1) - overlap)
@@ -32,8 +32,8 @@ def noise_iou(noise: Tensor, anchor: str = 'top_left') -> Tensor:
 def _axis_bounds(zeta: float, zeta_wh: float, beta: float, anchor: str) -> tuple[float, float, float]:
     """The least and greatest shift, and the greatest log scale, that an interval with 1-D IoU >= beta can have.
 
-    The shorter interval lies in the longer at best, so exp(-|sw|) >= beta. The shift bounds follow from the overlap being at
-    most 1 - s for a shift to the right, and from the longer interval holding both for a shift to the left.
+    The shorter interval lies in the longer at best, so exp(-|sw|) >= beta. The shift bounds follow from the overlap
+    being at most 1 - s for a shift to the right, and from the longer interval holding both for a shift to the left.
     """
     scale = min(zeta_wh, -math.log(beta)) if beta > 0 else zeta_wh
     if anchor == 'center' or beta <= 0:
@@ -42,7 +42,7 @@ def _axis_bounds(zeta: float, zeta_wh: float, beta: float, anchor: str) -> tuple
 
 
 def _axis_noise(count: int, bounds: tuple[float, float, float], beta: float, anchor: str, generator) -> Tensor:
-    """What is left of ``count`` uniform draws (shift, log scale) within bounds after requiring a 1-D IoU >= beta: (M, 2)."""
+    """What is left of ``count`` uniform draws (shift, log scale) within bounds, given a 1-D IoU >= beta: (M, 2)."""
     low, high, scale = bounds
     draws = torch.rand(count, 2, generator=generator)
     draws = draws * draws.new_tensor([high - low, 2 * scale]) + draws.new_tensor([low, -scale])
@@ -62,8 +62,8 @@ def valid_noise(
     """Independent draws of Eq. 7's noise, exactly uniform on (-zeta, zeta) conditioned on an IoU of at least beta.
 
     Plain rejection accepts 1.4 % of the paper's draws at t = 0. This draws from a smaller set that holds all accepted
-    noise, and rejects there, so the distribution is the same: IoU >= beta implies that the 1-D IoU on each axis is at least
-    beta, the two axes are independent before the last rejection, and each axis's own rejection is cheap.
+    noise, and rejects there, so the distribution is the same: IoU >= beta implies that the 1-D IoU on each axis is at
+    least beta, the two axes are independent before the last rejection, and each axis's own rejection is cheap.
 
     Args:
         count (int): How many, for all objects and all candidates of a step together.
@@ -74,7 +74,8 @@ def valid_noise(
         generator (torch.Generator, optional): On the CPU; the global one by default.
 
     Returns:
-        tuple[Tensor, float]: ``(count, 4)`` float32 noise ``(sx, sy, sw, sh)``, and an estimate of the share of plain draws
+        tuple[Tensor, float]: ``(count, 4)`` float32 noise ``(sx, sy, sw, sh)``, and an estimate of the share of plain
+            draws
         that would have been accepted (0 if ``count`` is 0).
     """
     zeta_wh = zeta if zeta_wh is None else zeta_wh
@@ -104,9 +105,9 @@ def valid_noise(
 class SCSBoxJitter(BaseTransform):
     """Jittered copies of boxes, the more daring the further training has come (Sec. 3.3, Eq. 7).
 
-    CCOP owns it as ``model.box_jitter`` and :class:`ccop_mm.engine.SpatialCurriculumHook` sets ``progress``. It works on the
-    CPU, where boxes come from, so that a training step needs no host-device sync for it. Used as a transform it adds
-    ``jittered_boxes (N, J, 4)`` and ``jittered_valid (N, J)`` for the results' ``proposals (N, 4)``, for pictures.
+    CCOP owns it as ``model.box_jitter`` and :class:`ccop_mm.engine.SpatialCurriculumHook` sets ``progress``. It works
+    on the CPU, where boxes come from, so that a training step needs no host-device sync for it. Used as a transform it
+    adds ``jittered_boxes (N, J, 4)`` and ``jittered_valid (N, J)`` for the results' ``proposals (N, 4)``, for pictures.
 
     Args:
         num_jitter (int): Candidates per box, J. The paper does not give it; 10 is what the authors' code uses.
@@ -114,8 +115,8 @@ class SCSBoxJitter(BaseTransform):
         min_iou (tuple[float, float]): beta at t = 0 and t = 1 (Sec. 3.3: 0.8 and 0.3).
         anchor (str): ``'top_left'`` (the paper) or ``'center'`` (the authors' code).
         include_original (bool): Add the unjittered box as a last candidate, always valid (the authors' code).
-        redraw (bool): True: draw until every candidate is valid. False: J plain draws, those below the floor masked (the
-            authors' code).
+        redraw (bool): True: draw until every candidate is valid. False: J plain draws, those below the floor masked
+            (the authors' code).
         noise_wh (tuple[float, float], optional): Own range for sw and sh; ``noise`` serves all four by default.
     """
 

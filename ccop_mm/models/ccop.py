@@ -9,7 +9,7 @@ from mmselfsup.models import BaseModel
 from mmselfsup.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
-from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows, group_sizes, plan_keys
+from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows, plan_keys
 from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool
 from ccop_mm.models.queue import FeatureQueue
@@ -25,9 +25,9 @@ FEW_IMAGES = 8
 class CCOP(BaseModel):
     """CCOP: contrast between images, between objects, and between the objects of one image.
 
-    Yang, Huang, Crowley: *Contrastive Object-level Pre-training with Spatial Noise Curriculum Learning*, arXiv 2111.13651.
-    The weights that transfer lie under ``backbone.*`` and ``neck.*``; an mmdet detector whose FPN starts at C2 takes them as
-    they are.
+    Yang, Huang, Crowley: *Contrastive Object-level Pre-training with Spatial Noise Curriculum Learning*, arXiv
+    2111.13651. The weights that transfer lie under ``backbone.*`` and ``neck.*``; an mmdet detector whose FPN starts at
+    C2 takes them as they are.
 
     Args:
         backbone (dict): Gives C2 to C5, e.g. ``mmdet.ResNet``.
@@ -87,7 +87,9 @@ class CCOP(BaseModel):
         self.intra_loss = MODELS.build(intra_loss or dict(type='mmselfsup.IntraImageLoss'))
         self.box_jitter = TRANSFORMS.build(box_jitter or dict(type='mmselfsup.SCSBoxJitter'))
         if self.intra_loss.mode == 'triplet' and not self.box_jitter.include_original:
-            raise ValueError("intra_loss.mode='triplet' needs box_jitter.include_original=True: it uses those embeddings")
+            raise ValueError(
+                "intra_loss.mode='triplet' needs box_jitter.include_original=True: it uses those embeddings"
+            )
         self.object_pool = ObjectPool(**(object_pool or {}))
         self.image_queue = FeatureQueue(queue_len, feat_dim)
         self.object_queue = FeatureQueue(object_queue_len or queue_len, feat_dim)
@@ -130,7 +132,7 @@ class CCOP(BaseModel):
 
     @staticmethod
     def _encode(encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Image embeddings ``(B, D)`` and the pyramid; each of the groups of ``sizes`` images has its own batch statistics."""
+        """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images."""
         embeddings, pyramids = [], []
         for group in images.split(sizes):
             features = encoder.backbone(group)
@@ -145,11 +147,12 @@ class CCOP(BaseModel):
 
         Args:
             inputs (list[Tensor]): Query and key views, each ``(B, 3, H, W)``, normalized.
-            data_samples (list[SelfSupDataSample]): B samples whose ``pseudo_label`` holds ``boxes_q`` and ``boxes_k``, both
-                ``(n, 4)`` on the CPU, row r of the one being the same object as row r of the other; n may be 0.
+            data_samples (list[SelfSupDataSample]): B samples whose ``pseudo_label`` holds ``boxes_q`` and ``boxes_k``,
+                both ``(n, 4)`` on the CPU, row r of the one being the same object as row r of the other; n may be 0.
 
         Returns:
-            dict[str, Tensor]: ``loss_img``, ``loss_obj``, ``loss_intra``; ``hardest_similarity`` (mean similarity of the
+            dict[str, Tensor]: ``loss_img``, ``loss_obj``, ``loss_intra``; ``hardest_similarity`` (mean similarity of
+                the
             chosen positives to their queries) and ``objects_per_image``.
         """
         images_q, images_k = inputs
@@ -211,7 +214,7 @@ class CCOP(BaseModel):
             return
         self._warned = True
         warnings.warn(
-            f'only {min(sizes)} images share batch statistics (groups of {sizes}); their noise may keep the losses from '
-            f'falling: use a batch of at least {2 * FEW_IMAGES} images per process',
+            f'only {min(sizes)} images share batch statistics (groups of {sizes}); their noise may keep the losses '
+            f'from falling: use a batch of at least {2 * FEW_IMAGES} images per process',
             stacklevel=2,
         )

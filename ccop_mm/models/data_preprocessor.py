@@ -10,17 +10,17 @@ from torch import Tensor
 class TwoViewDataPreprocessor(SelfSupDataPreprocessor):
     """Moves both views to the device and normalizes them; the boxes stay on the CPU.
 
-    mmselfsup's preprocessor would move every image's boxes by itself, a small copy each. CCOP jitters them and assigns them to
-    pyramid levels on the CPU and then makes one copy (:class:`ccop_mm.models.CCOP`). Arguments are those of mmengine's
-    ``ImgDataPreprocessor``.
+    mmselfsup's preprocessor would move every image's boxes by itself, a small copy each. CCOP jitters them and assigns
+    them to pyramid levels on the CPU and then makes one copy (:class:`ccop_mm.models.CCOP`). Arguments are those of
+    mmengine's ``ImgDataPreprocessor``.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Prepares a batch.
 
         Args:
-            data (dict): ``inputs``: list of the views, each a uint8 tensor ``(B, 3, H, W)``, as ``default_collate`` gives them;
-                ``data_samples``: list of B data samples.
+            data (dict): ``inputs``: list of the views, each a uint8 tensor ``(B, 3, H, W)``, as ``default_collate``
+                gives them; ``data_samples``: list of B data samples.
             training (bool): Unused; both phases are prepared alike.
 
         Returns:

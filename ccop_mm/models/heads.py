@@ -13,8 +13,8 @@ from ccop_mm.models import losses
 def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
     """``total / count`` such that the ranks' gradients, which DDP averages, add up to the mean over all ranks' items.
 
-    Uneven counts are the rule here, so the mean of the ranks' means would weigh the objects of a poor rank more. A count of
-    0 on every rank gives 0, with a gradient path.
+    Uneven counts are the rule here, so the mean of the ranks' means would weigh the objects of a poor rank more. A
+    count of 0 on every rank gives 0, with a gradient path.
 
     Args:
         total (Tensor): This rank's sum, a scalar.

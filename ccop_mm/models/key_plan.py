@@ -17,7 +17,8 @@ KEY_BATCHES = ('auto', 'shuffle', 'split', 'none')
 
 
 def group_sizes(batch_size: int, bn_group: int = 32) -> list[int]:
-    """Images per group of batch statistics in one process: ``max(2, B // bn_group)`` groups, the first ones larger by one.
+    """Images per group of batch statistics in one process: ``max(2, B // bn_group)`` groups, the first ones larger by
+    one.
 
     Args:
         batch_size (int): B, at least 1.
@@ -111,8 +112,8 @@ def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, st
         boxes (Tensor): ``(N, J, 4)``, this rank's candidate boxes, on the CPU; N may differ between ranks and be 0.
         batch_index (Tensor): ``(N,)`` long, the image of each object.
         batch_size (int): B, images per rank.
-        mode (str): ``'auto'``: ``'shuffle'`` with several ranks, ``'split'`` with one. ``'shuffle'``: images move between
-            ranks at random. ``'split'``: they move between groups of this rank's batch. ``'none'``: neither.
+        mode (str): ``'auto'``: ``'shuffle'`` with several ranks, ``'split'`` with one. ``'shuffle'``: images move
+            between ranks at random. ``'split'``: they move between groups of this rank's batch. ``'none'``: neither.
         step (int): Seeds the permutation, so that all ranks draw the same one without a message.
         bn_group (int): See :func:`group_sizes`.
     """

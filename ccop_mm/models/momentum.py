@@ -10,8 +10,8 @@ class MomentumEncoder(nn.Module):
     """Copies of modules that follow them slowly (Eq. 2: ``key = m * key + (1 - m) * query``).
 
     The first update copies the query's weights, for they are initialized after construction; a loaded checkpoint that
-    held key weights has its step counter beside them, so nothing is copied then. Buffers (the running statistics of batch
-    normalization) are copied at every update, as in mmselfsup's MoCo.
+    held key weights has its step counter beside them, so nothing is copied then. Buffers (the running statistics of
+    batch normalization) are copied at every update, as in mmselfsup's MoCo.
 
     Args:
         modules (dict[str, nn.Module]): The query's modules; each becomes an attribute of the same name.

@@ -25,9 +25,7 @@ class RoIs:
 
     def to(self, device: torch.device) -> 'RoIs':
         """The same on a device, without waiting where the tensors are pinned."""
-        return RoIs(
-            self.rows.to(device, non_blocking=True), self.restore.to(device, non_blocking=True), self.counts
-        )
+        return RoIs(self.rows.to(device, non_blocking=True), self.restore.to(device, non_blocking=True), self.counts)
 
     def pin_memory(self) -> 'RoIs':
         """The same in page-locked memory."""
@@ -89,10 +87,12 @@ class ObjectPool(nn.Module):
             rois (RoIs): From :meth:`plan`, on the pyramid's device.
 
         Returns:
-            Tensor: ``(M, C, 7, 7)`` in the **sorted** order; index what is computed from it with ``rois.restore``. (Putting
+            Tensor: ``(M, C, 7, 7)`` in the **sorted** order; index what is computed from it with ``rois.restore``.
+                (Putting
             128 numbers a box in order is cheaper than 12,544.)
         """
-        # RoIAlign has no bfloat16 kernel, and half precision moves boxes by up to a pixel: float32 or better throughout.
+        # RoIAlign has no bfloat16 kernel, and half precision moves boxes by up to a pixel: float32 or better
+        # throughout.
         dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
         parts = rois.rows.to(dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):

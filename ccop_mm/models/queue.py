@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class FeatureQueue(nn.Module):
     """The last ``length`` key embeddings, as negatives for Eq. 1.
 
-    It takes any number of keys at a time, wraps around without dropping any, and never waits for the device: the pointer
-    stays there. It starts out with random unit vectors, as MoCo's.
+    It takes any number of keys at a time, wraps around without dropping any, and never waits for the device: the
+    pointer stays there. It starts out with random unit vectors, as MoCo's.
 
     Args:
         length (int): K; the paper uses 65,536.

@@ -61,7 +61,9 @@ def test_candidates_are_valid_inside_and_seeded(generator):
 
 
 def test_plain_draws_are_masked_and_the_original_comes_last(generator):
-    jitter = SCSBoxJitter(noise=(0.075, 0.3), noise_wh=(0.175, 0.7), anchor='center', redraw=False, include_original=True)
+    jitter = SCSBoxJitter(
+        noise=(0.075, 0.3), noise_wh=(0.175, 0.7), anchor='center', redraw=False, include_original=True
+    )
     jitter.progress = 1.0
     boxes = box_ops.clip(random_boxes(200, generator), (224, 224))
     candidates, valid = jitter.jitter(boxes, (224, 224), generator)

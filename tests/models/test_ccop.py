@@ -201,7 +201,12 @@ def test_image_branch_equals_mmselfsup_moco(generator):
             type='mmdet.ResNet', depth=18, base_channels=8, out_indices=[3], norm_eval=False, frozen_stages=-1
         ),
         neck=dict(
-            type='MoCoV2Neck', in_channels=64, hid_channels=32, out_channels=128, with_avg_pool=True, _scope_='mmselfsup'
+            type='MoCoV2Neck',
+            in_channels=64,
+            hid_channels=32,
+            out_channels=128,
+            with_avg_pool=True,
+            _scope_='mmselfsup',
         ),
         head=dict(type='mmselfsup.ContrastiveHead', loss=dict(type='mmcls.CrossEntropyLoss'), temperature=0.2),
         queue_len=64,

@@ -1,0 +1,131 @@
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.dataset import default_collate
+from mmselfsup.registry import DATASETS
+from torch.utils.data import DataLoader
+
+from ccop_mm.errors import InputError
+from ccop_mm.proposals.sources import image_id_of
+from ccop_mm.proposals.store import ProposalStore
+
+PIPELINE = [
+    dict(type='mmselfsup.LoadPhoto'),
+    dict(type='mmselfsup.TwoObjectViews', transforms=[dict(type='mmselfsup.ObjectResizedCrop', size=64)]),
+    dict(
+        type='mmselfsup.PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']
+    ),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five photos; photo i has i proposals, all of them [i, i, i + 30, i + 30] moved by their number."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    entries = []
+    for number in range(5):
+        name = f'{number}.png'
+        cv2.imwrite(str(tmp_path / 'images' / name), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        boxes = [[number + j, number, number + j + 30, number + 30] for j in range(number)]
+        entries.append((image_id_of(name), name, (60, 80), boxes))
+    # The store's order is by id, not by name: positions would give every photo another's boxes.
+    ProposalStore(reversed(entries)).save(tmp_path / 'proposals.npz')
+    return tmp_path
+
+
+def build(folder, **changes):
+    arguments = dict(proposal_file='proposals.npz', data_root=str(folder), pipeline=PIPELINE, **changes)
+    return DATASETS.build(dict(type='mmselfsup.ProposalDataset', **arguments))
+
+
+def test_each_photo_gets_its_own_boxes(folder):
+    dataset = build(folder)
+    assert len(dataset) == 5
+    for index in range(5):
+        info = dataset.get_data_info(index)
+        number = int(re.search(r'(\d)\.png', info['img_path']).group(1))
+        assert info['img_id'] == image_id_of(f'{number}.png')
+        assert len(info['proposals']) == len(info['proposal_ids']) == number
+        assert (info['proposals'][:, 1] == number).all()
+        assert info['proposal_img_shape'] == (60, 80)
+
+
+def test_a_prefix_of_the_boxes(folder):
+    assert max(len(build(folder, num_proposals=2).get_data_info(i)['proposals']) for i in range(5)) == 2
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_batches_through_a_loader(folder, workers):
+    loader = DataLoader(build(folder), batch_size=5, num_workers=workers, collate_fn=default_collate)
+    batch = next(iter(loader))
+    assert [view.shape for view in batch['inputs']] == [(5, 3, 64, 64)] * 2
+    assert len(batch['data_samples']) == 5
+    for sample in batch['data_samples']:
+        assert sample.img_id == image_id_of(sample.img_path.rpartition('/')[2])
+        assert sample.pseudo_label.boxes_q.shape == sample.pseudo_label.boxes_k.shape
+        assert sample.pseudo_label.boxes_q.shape[1] == 4
+
+
+def test_photos_of_a_coco_json(folder):
+    images = [dict(id=10 + n, file_name=f'{n}.png') for n in range(3)]
+    (folder / 'photos.json').write_text(json.dumps(dict(images=images)))
+    store = ProposalStore([(10 + n, f'{n}.png', (60, 80), [[n, 0, n + 20, 20]]) for n in range(3)])
+    store.save(folder / 'proposals.npz')
+    dataset = build(folder, ann_file='photos.json')
+    assert [dataset.get_data_info(i)['img_id'] for i in range(3)] == [10, 11, 12]
+    assert [dataset.get_data_info(i)['proposals'][0, 0] for i in range(3)] == [0, 1, 2]
+
+
+def test_proposals_of_other_photos_are_refused_with_their_number(folder):
+    (folder / 'images' / '3.png').rename(folder / 'images' / 'new.png')
+    (folder / 'images' / '4.png').rename(folder / 'images' / 'newer.png')
+    with pytest.raises(InputError, match=r'holds no proposals for 2 of the 5 photos.*tools/propose\.py'):
+        build(folder)
+
+
+def test_same_ids_of_another_data_set_are_refused(folder):
+    images = [dict(id=1, file_name='0.png'), dict(id=2, file_name='1.png')]
+    (folder / 'photos.json').write_text(json.dumps(dict(images=images)))
+    ProposalStore([(1, 'a.png', (60, 80), []), (2, 'b.png', (60, 80), [])]).save(folder / 'proposals.npz')
+    with pytest.raises(InputError, match='holds no proposals for 2 of the 2 photos'):
+        build(folder, ann_file='photos.json')
+
+
+def test_missing_pieces_are_named(folder):
+    with pytest.raises(InputError, match='absent'):
+        build(folder, data_prefix=dict(img_path='absent/'))
+    (folder / 'proposals.npz').unlink()
+    with pytest.raises(InputError, match=r'proposals\.npz'):
+        build(folder)
+
+
+def test_photos_skipped_by_the_search_are_left_out(folder):
+    store = ProposalStore.load(folder / 'proposals.npz')
+    entries = [
+        (image_id, store.file_name(image_id), store.size(image_id), store.boxes(image_id))
+        for image_id in store.image_ids.tolist()
+        if store.file_name(image_id) != '2.png'
+    ]
+    ProposalStore(entries, skipped={'2.png': 'truncated'}).save(folder / 'proposals.npz')
+    dataset = build(folder)
+    assert len(dataset) == 4
+    assert not any('2.png' in dataset.get_data_info(i)['img_path'] for i in range(4))
+
+
+def test_a_photo_that_went_bad_is_replaced_by_another(folder):
+    (folder / 'images' / '2.png').write_bytes(b'no image')
+    dataset = build(folder)
+    bad = next(i for i in range(5) if '2.png' in dataset.get_data_info(i)['img_path'])
+    for _ in range(5):
+        assert '2.png' not in dataset[bad]['data_samples'].img_path
+
+
+def test_photos_that_all_went_bad_end_in_one_line(folder):
+    for number in range(5):
+        (folder / 'images' / f'{number}.png').write_bytes(b'')
+    with pytest.raises(InputError, match='none of the 5 photos can be read; the last, .*: the file is empty'):
+        build(folder)[0]

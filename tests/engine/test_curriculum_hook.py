@@ -1,0 +1,111 @@
+import pytest
+import torch
+from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from ccop_mm.engine import SpatialCurriculumHook
+from ccop_mm.errors import InputError
+from ccop_mm.models import SCSBoxJitter
+
+
+class Numbers(Dataset):
+    METAINFO = {}
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)])
+
+
+class Toy(BaseModel):
+    """Notes the curriculum's progress at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.box_jitter = SCSBoxJitter()
+        self.seen = []
+
+    def forward(self, inputs, mode='tensor'):
+        self.seen.append((self.box_jitter.progress, self.box_jitter.zeta, self.box_jitter.beta))
+        self.box_jitter.jitter(torch.tensor([[1.0, 1, 20, 30]]), (64, 64))
+        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
+
+
+def run(tmp_path, name, train_cfg, model=None, resume=False, **changes):
+    runner = Runner(
+        model=model or Toy(),
+        work_dir=str(tmp_path),
+        train_dataloader=DataLoader(Numbers(), batch_size=3, collate_fn=lambda rows: dict(inputs=rows)),
+        train_cfg=train_cfg,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01), **changes),
+        custom_hooks=[dict(type='mmselfsup.SpatialCurriculumHook')],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        log_level='ERROR',
+        experiment_name=name,
+        resume=resume,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize(
+    'train_cfg, steps',
+    [(dict(by_epoch=True, max_epochs=5), 20), (dict(type='IterBasedTrainLoop', max_iters=7), 7)],
+)
+def test_progress_is_the_fraction_done(tmp_path, train_cfg, steps):
+    seen = run(tmp_path, f'fraction{steps}', train_cfg, accumulative_counts=2).model.seen
+    assert [t for t, _, _ in seen] == [step / steps for step in range(steps)]
+    for t, zeta, beta in seen:
+        assert zeta == pytest.approx(0.3 + 0.7 * t)  # Sec. 3.3: 0.3 to 1.0
+        assert beta == pytest.approx(0.8 - 0.5 * t)  # Sec. 3.3: 0.8 to 0.3
+
+
+def test_state_is_logged(tmp_path):
+    scalars = run(tmp_path, 'logged', dict(by_epoch=True, max_epochs=1)).message_hub.log_scalars
+    assert scalars['train/zeta'].data[0].tolist() == pytest.approx([0.3 + 0.7 * t for t in (0, 0.25, 0.5, 0.75)])
+    assert scalars['train/beta'].data[0].tolist() == pytest.approx([0.8 - 0.5 * t for t in (0, 0.25, 0.5, 0.75)])
+    assert ((scalars['train/acceptance'].data[0] > 0.001) & (scalars['train/acceptance'].data[0] < 0.2)).all()
+
+
+def test_a_resumed_run_goes_on_where_it_was(tmp_path):
+    whole = run(tmp_path / 'whole', 'whole', dict(by_epoch=True, max_epochs=4)).model.seen
+
+    class Stop(Exception):
+        pass
+
+    class Interrupted(Toy):
+        def forward(self, inputs, mode='tensor'):
+            if len(self.seen) == 10:  # in the middle of the third epoch
+                raise Stop
+            return super().forward(inputs, mode)
+
+    with pytest.raises(Stop):
+        run(tmp_path / 'cut', 'cut', dict(by_epoch=True, max_epochs=4), model=Interrupted())
+    resumed = run(tmp_path / 'cut', 'resumed', dict(by_epoch=True, max_epochs=4), resume=True).model.seen
+    assert resumed == whole[8:]
+
+
+def test_finds_the_jitter_through_wrappers(tmp_path):
+    toy = Toy()
+    wrapper = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = toy
+    assert is_model_wrapper(wrapper)
+
+    class FakeRunner:
+        model, iter, max_iters = wrapper, 3, 4
+
+    SpatialCurriculumHook().before_train_iter(FakeRunner, 0)
+    assert toy.box_jitter.progress == 0.75
+
+
+def test_a_model_without_jitter_gets_one_clear_line(tmp_path):
+    class FakeRunner:
+        model = nn.Linear(1, 1)
+
+    with pytest.raises(InputError, match='Linear has none: remove the hook'):
+        SpatialCurriculumHook().before_train(FakeRunner)
