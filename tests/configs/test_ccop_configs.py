@@ -1,0 +1,79 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmselfsup.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / 'configs' / 'ccop').glob('*.py'))
+
+PLAIN = """
+from mmengine.config import Config
+cfg = Config.fromstring('''
+default_scope = '{scope}'
+custom_imports = dict(imports=['ccop_mm'])
+model = dict(
+    type='{prefix}CCOP',
+    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8),
+    neck=dict(type='mmdet.FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4),
+    image_projector=dict(type='{prefix}ProjectionMLP', in_channels=64),
+    object_projector=dict(type='{prefix}ProjectionMLP', in_channels=784),
+    object_head=dict(type='{prefix}ObjectContrastHead', temperature=0.1),
+    intra_loss=dict(type='{prefix}IntraImageLoss', alpha=0.3),
+    box_jitter=dict(type='{prefix}SCSBoxJitter', num_jitter=3),
+    queue_len=8,
+)
+hook = dict(type='{prefix}SpatialCurriculumHook')
+''', '.py')
+from mmengine.registry import init_default_scope
+from {scope}.registry import HOOKS, MODELS
+init_default_scope('{scope}')
+model = MODELS.build(cfg.model)
+names = [type(part).__name__ for part in (model, model.object_head, model.intra_loss, model.box_jitter)]
+print(*names, model.object_head.temperature, model.box_jitter.num_jitter, type(HOOKS.build(cfg.hook)).__name__)
+"""
+
+
+@pytest.mark.parametrize('scope, prefix', [('mmselfsup', ''), ('mmdet', 'mmselfsup.')])
+def test_one_custom_import_serves_a_plain_config(scope, prefix):
+    # In an interpreter of its own: nothing but the config's custom_imports may have imported ccop_mm.
+    code = PLAIN.format(scope=scope, prefix=prefix)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = 'CCOP ObjectContrastHead IntraImageLoss SCSBoxJitter 0.1 3 SpatialCurriculumHook'
+    assert done.stdout.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_model_builds_with_trainable_norms(path):
+    cfg = Config.fromfile(path)
+    init_default_scope('mmselfsup')
+    model = MODELS.build(cfg.model)
+    model.train()
+    norms = [module for module in model.backbone.modules() if type(module).__name__ == 'BatchNorm2d']
+    assert all(norm.training and norm.weight.requires_grad for norm in norms)
+    assert len(norms) > 15
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+    names = set(model.state_dict())
+    assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.weight', 'neck.fpn_convs.3.bn.running_var'} <= names
+
+
+def test_the_recipe_is_the_papers():
+    cfg = Config.fromfile(ROOT / 'configs/ccop/ccop_r50_fpn_800e_coco.py')
+    assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4)
+    assert cfg.train_dataloader.batch_size == 32  # 256 over 8 GPUs
+    assert cfg.train_cfg.max_epochs == 800
+    (schedule,) = cfg.param_scheduler
+    assert (schedule.type, schedule.T_max, schedule.eta_min) == ('CosineAnnealingLR', 800, 0.0)
+    assert cfg.train_dataloader.dataset.ann_file.endswith('instances_train2017.json')
+    model = cfg.model
+    assert (model.backbone.depth, model.queue_len, model.momentum) == (50, 65536, 0.999)
+    assert model.image_head.temperature == model.object_head.temperature == 0.2
+    assert (model.intra_loss.alpha, model.intra_loss.iou_thr, model.intra_loss.mode) == (0.4, 0.05, 'hinge')
+    jitter = model.box_jitter
+    assert (jitter.noise, jitter.min_iou, jitter.anchor) == ((0.3, 1.0), (0.8, 0.3), 'top_left')
+    view = cfg.train_pipeline[1]['transforms']
+    assert (view[0]['size'], view[0]['scale']) == (224, (0.2, 1.0))

@@ -1,0 +1,158 @@
+import argparse
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from ccop_mm.engine import launch
+from ccop_mm.errors import InputError
+from ccop_mm.proposals.sources import image_id_of
+from ccop_mm.proposals.store import ProposalStore
+
+CONFIG = """
+default_scope = 'mmselfsup'
+custom_imports = dict(imports=['ccop_mm'])
+model = dict(
+    type='CCOP',
+    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, frozen_stages=-1),
+    neck=dict(type='mmdet.FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4),
+    image_projector=dict(type='ProjectionMLP', in_channels=64, hid_channels=32),
+    object_projector=dict(type='ProjectionMLP', in_channels=784, hid_channels=32),
+    queue_len=32,
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='ProposalDataset',
+        data_root={root!r},
+        proposal_file='proposals.npz',
+        pipeline=[
+            dict(type='LoadPhoto'),
+            dict(type='TwoObjectViews', transforms=[dict(type='ObjectResizedCrop', size=64), dict(type='ObjectFlip')]),
+            dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
+        ],
+    ),
+)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=1))
+custom_hooks = [dict(type='SpatialCurriculumHook')]
+randomness = dict(seed=5)
+log_level = 'WARNING'
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A small pre-training run on eight photos; returns the config's path."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    entries = []
+    for number in range(8):
+        name = f'{number}.png'
+        cv2.imwrite(str(tmp_path / 'images' / name), rng.integers(0, 256, (70, 90, 3), dtype=np.uint8))
+        boxes = [[x, y, x + 30, y + 30] for x in (0, 30, 60) for y in (0, 40)][: number % 4 + 1]
+        entries.append((image_id_of(name), name, (70, 90), boxes))
+    ProposalStore(entries).save(tmp_path / 'proposals.npz')
+    path = tmp_path / 'small.py'
+    path.write_text(CONFIG.format(root=str(tmp_path)))
+    return path
+
+
+def arguments(config, **changes):
+    defaults = dict(work_dir=str(config.parent / 'work'), cfg_options={}, launcher='none', local_rank=0, amp=False)
+    return argparse.Namespace(config=str(config), **{**defaults, **changes})
+
+
+def test_trains_and_resumes(config):
+    whole = launch.train(launch.load_config(arguments(config)))
+    assert whole.iter == 6
+    options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
+    launch.train(launch.load_config(arguments(config, work_dir=str(config.parent / 'cut'), cfg_options=options)))
+    cfg = launch.load_config(arguments(config, work_dir=str(config.parent / 'cut')))
+    launch.set_resume(cfg, 'auto')
+    resumed = launch.train(cfg)
+    assert resumed.iter == 6
+    assert resumed.model.encoder_k.steps == 6, 'the key encoder goes on, it is not copied again'
+    assert resumed.model.box_jitter.progress == 5 / 6
+    assert torch.load(config.parent / 'cut' / 'epoch_3.pth', weights_only=True)['meta']['epoch'] == 3
+
+
+def test_running_statistics_move(config):
+    runner = launch.train(launch.load_config(arguments(config, cfg_options={'train_cfg.max_epochs': 1})))
+    assert not torch.equal(runner.model.backbone.bn1.running_mean, torch.zeros(8))
+
+
+def test_work_dir_is_named_after_the_config(config):
+    assert launch.load_config(arguments(config, work_dir=None)).work_dir == './work_dirs/small'
+
+
+def test_options_replace_settings(config):
+    cfg = launch.load_config(arguments(config, cfg_options={'model.queue_len': 7}))
+    assert cfg.model.queue_len == 7
+
+
+@pytest.mark.parametrize(
+    'text, message', [(None, 'no config file'), ('model = dict(', 'cannot be read as a config'), ('_base_ = "no.py"', 'no')]
+)
+def test_unreadable_config_is_one_line(tmp_path, text, message):
+    path = tmp_path / 'broken.py'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        launch.load_config(arguments(path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU mixed precision works')
+def test_mixed_precision_without_a_gpu_is_one_line(config):
+    with pytest.raises(InputError, match='needs a GPU'):
+        launch.load_config(arguments(config, amp=True))
+
+
+def test_mixed_precision_does_not_replace_another_wrapper(config):
+    with pytest.raises(InputError, match='does not go with optim_wrapper.type=Other'):
+        launch.load_config(arguments(config, amp=True, cfg_options={'optim_wrapper.type': 'Other'}))
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'train_dataloader.dataset.proposal_file': 'absent.npz'}, r'absent\.npz'),
+        ({'train_dataloader.dataset.data_prefix': dict(img_path='absent/')}, 'absent does not exist'),
+        ({'train_dataloader.dataset.ann_file': 'absent.json'}, r'absent\.json does not exist'),
+    ],
+)
+def test_absent_data_is_one_line(config, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    assert '\n' not in str(caught.value)
+
+
+def test_absent_checkpoints_are_one_line(config):
+    cfg = launch.load_config(arguments(config))
+    with pytest.raises(InputError, match='no checkpoint nothing.pth to resume from'):
+        launch.set_resume(cfg, 'nothing.pth')
+    with pytest.raises(InputError, match='no checkpoint nothing.pth'):
+        launch.test(cfg, 'nothing.pth')
+
+
+def test_pre_training_has_no_test_loop_and_says_so(config):
+    checkpoint = config.parent / 'any.pth'
+    checkpoint.touch()
+    with pytest.raises(InputError, match='inspected by tools/inspect'):
+        launch.test(launch.load_config(arguments(config)), str(checkpoint))
+
+
+def test_resume_names_the_checkpoint():
+    cfg = Config(dict(work_dir='work'))
+    launch.set_resume(cfg, None)
+    assert 'resume' not in cfg
+    launch.set_resume(cfg, 'https://host/epoch_1.pth')
+    assert (cfg.resume, cfg.load_from) == (True, 'https://host/epoch_1.pth')
