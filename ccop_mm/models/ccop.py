@@ -39,12 +39,15 @@ class CCOP(BaseModel):
         intra_loss (dict): Eq. 3.
         box_jitter (dict): Eq. 7 and the curriculum's state.
         object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`.
-        queue_len (int): Negatives in the image queue. The paper prints 65,335, read as 65,536.
+        queue_len (int | str): Negatives in the image queue. The paper prints 65,335, read as 65,536. ``'auto'`` sizes
+            both queues to the data set; tools/train.py puts numbers in its place
+            (:func:`ccop_mm.models.queue.suggest_lengths`).
         object_queue_len (int, optional): Negatives in the object queue; as the image queue by default.
         feat_dim (int): Size of an embedding; the paper uses 128.
         momentum (float): m of Eq. 2; the paper uses 0.999.
         key_batch (str): How the key encoder's batch statistics are kept from telling positives:
-            ``'auto'``, ``'shuffle'``, ``'split'`` or ``'none'``; see :func:`ccop_mm.models.key_plan.plan_keys`.
+            ``'auto'``, ``'shuffle'``, ``'split'``, ``'sync'`` or ``'none'``; see
+            :func:`ccop_mm.models.key_plan.plan_keys`.
         bn_group (int): Images per group of batch statistics in one process; 32 is the paper's batch per GPU.
         data_preprocessor (dict, optional): ``TwoViewDataPreprocessor`` by default.
         init_cfg (dict, optional): Weight initialization.
@@ -61,7 +64,7 @@ class CCOP(BaseModel):
         intra_loss: dict | None = None,
         box_jitter: dict | None = None,
         object_pool: dict | None = None,
-        queue_len: int = 65536,
+        queue_len: int | str = 65536,
         object_queue_len: int | None = None,
         feat_dim: int = 128,
         momentum: float = 0.999,
@@ -72,6 +75,8 @@ class CCOP(BaseModel):
     ) -> None:
         if key_batch not in KEY_BATCHES:
             raise ValueError(f'key_batch must be one of {KEY_BATCHES}, got {key_batch!r}')
+        if queue_len == 'auto':
+            raise ValueError("queue_len='auto' needs the data set: tools/train.py resolves it; elsewhere give a number")
         if bn_group < 1:
             raise ValueError(f'bn_group must be at least 1, got {bn_group}')
         super().__init__(
@@ -177,18 +182,20 @@ class CCOP(BaseModel):
         valid, boxes_q, boxes_k, batch_index = (
             tensor.to(device, non_blocking=True) for tensor in (valid, boxes_q, boxes_k, batch_index)
         )
-        hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
+        with torch.autocast(device.type, enabled=False):
+            hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
         object_k = object_candidates[torch.arange(len(hardest), device=device), hardest]
 
         if self.intra_loss.mode == 'triplet':  # the unjittered boxes are the last candidates: nothing is pooled twice
             intra_inputs = dict(boxes=boxes_k, keys=object_candidates[:, -1])
         else:
             intra_inputs = dict(boxes=boxes_q)
-        losses = dict(
-            loss_img=self.image_head(image_q, image_k, self.image_queue.snapshot()),
-            loss_obj=self.object_head(object_q, object_k, self.object_queue.snapshot()),
-            loss_intra=self.intra_loss(object_q, batch_index=batch_index, **intra_inputs),
-        )
+        with torch.autocast(device.type, enabled=False):  # similarities over a temperature of 0.2 need float32
+            losses = dict(
+                loss_img=self.image_head(image_q, image_k, self.image_queue.snapshot()),
+                loss_obj=self.object_head(object_q, object_k, self.object_queue.snapshot()),
+                loss_intra=self.intra_loss(object_q, batch_index=batch_index, **intra_inputs),
+            )
         self.image_queue.enqueue(gather_rows(image_k, [len(image_k)] * len(plan.object_counts)))
         self.object_queue.enqueue(gather_rows(object_k, plan.object_counts))
         similarity = (object_q.detach() * object_k).sum()

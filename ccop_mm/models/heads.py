@@ -55,7 +55,9 @@ class ProjectionMLP(BaseModule):
     def forward(self, features: Tensor) -> Tensor:
         """``(N, ...)`` -> ``(N, out_channels)`` of unit length; N may be 0."""
         hidden = self.dropout(F.relu(self.fc1(features.flatten(1)), inplace=True))
-        return F.normalize(self.fc2(hidden), dim=1)
+        output = self.fc2(hidden)
+        # Half precision would give the unit vectors steps of 0.4 %: they are compared in float32 or better.
+        return F.normalize(output.to(torch.promote_types(output.dtype, torch.float32)), dim=1)
 
 
 @MODELS.register_module()
@@ -64,14 +66,18 @@ class ImageContrastHead(BaseModule):
 
     Args:
         temperature (float): The paper uses 0.2.
+        chunk_size (int, optional): Rows whose logits exist at once; see :func:`ccop_mm.models.losses.info_nce`.
         init_cfg (dict, optional): Unused; there are no parameters.
     """
 
-    def __init__(self, temperature: float = 0.2, init_cfg: dict | None = None) -> None:
+    def __init__(self, temperature: float = 0.2, chunk_size: int | None = None, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         if temperature <= 0:
             raise ValueError(f'temperature must be positive, got {temperature}')
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f'chunk_size must be at least 1, got {chunk_size}')
         self.temperature = temperature
+        self.chunk_size = chunk_size
 
     def forward(self, query: Tensor, keys: Tensor, queue: Tensor) -> Tensor:
         """Mean of Eq. 1 over the rows of all ranks.
@@ -84,7 +90,7 @@ class ImageContrastHead(BaseModule):
         Returns:
             Tensor: A scalar, 0 with a gradient path where there is no row.
         """
-        rows = losses.info_nce(query, keys, queue, self.temperature)
+        rows = losses.info_nce(query, keys, queue, self.temperature, self.chunk_size)
         return mean_over_ranks(rows.sum(), len(rows))
 
 
@@ -94,6 +100,7 @@ class ObjectContrastHead(ImageContrastHead):
 
     Args:
         temperature (float): The paper uses 0.2.
+        chunk_size (int, optional): Rows whose logits exist at once; see :func:`ccop_mm.models.losses.info_nce`.
         init_cfg (dict, optional): Unused; there are no parameters.
     """
 

@@ -13,7 +13,7 @@ import torch.distributed as torch_dist
 from mmengine.dist import get_rank, get_world_size
 from torch import Tensor
 
-KEY_BATCHES = ('auto', 'shuffle', 'split', 'none')
+KEY_BATCHES = ('auto', 'shuffle', 'split', 'sync', 'none')
 
 
 def group_sizes(batch_size: int, bn_group: int = 32) -> list[int]:
@@ -113,7 +113,8 @@ def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, st
         batch_index (Tensor): ``(N,)`` long, the image of each object.
         batch_size (int): B, images per rank.
         mode (str): ``'auto'``: ``'shuffle'`` with several ranks, ``'split'`` with one. ``'shuffle'``: images move
-            between ranks at random. ``'split'``: they move between groups of this rank's batch. ``'none'``: neither.
+            between ranks at random. ``'split'``: they move between groups of this rank's batch. ``'sync'``: neither,
+            for models whose norm layers are SyncBN: then all ranks' images share statistics. ``'none'``: neither.
         step (int): Seeds the permutation, so that all ranks draw the same one without a message.
         bn_group (int): See :func:`group_sizes`.
     """
@@ -124,7 +125,7 @@ def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, st
     # Rank-local modes run the same arithmetic in a world of one.
     ranks, mine = (world, rank) if exchange else (1, 0)
     order = torch.arange(ranks * batch_size)
-    if mode != 'none':
+    if mode in ('shuffle', 'split'):
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(step))
     place = order.argsort()  # where each image of all batches is encoded
 

@@ -3,11 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ccop_mm import boxes as box_ops
 
 
-def info_nce(query: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
+def info_nce(
+    query: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.2, chunk_size: int | None = None
+) -> Tensor:
     """Eq. 1 for each row: ``-log(exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)))``.
 
     Args:
@@ -15,10 +18,22 @@ def info_nce(query: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.
         keys (Tensor): ``(N, D)``, the positive of each row, L2-normalized.
         queue (Tensor): ``(D, K)``, the negatives, which all rows share.
         temperature (float): T; the paper uses 0.2.
+        chunk_size (int, optional): Handle so many rows at a time and compute their logits again in backward: at most
+            ``chunk_size x K`` logits exist at once, not ``N x K`` (0.8 GB in float32 for 256 photos of 12 objects).
 
     Returns:
         Tensor: ``(N,)`` losses.
     """
+    if chunk_size is None or len(query) <= chunk_size:
+        return _info_nce(query, keys, queue, temperature)
+    rows = [
+        checkpoint(_info_nce, q, k, queue, temperature, use_reentrant=False)
+        for q, k in zip(query.split(chunk_size), keys.split(chunk_size), strict=True)
+    ]
+    return torch.cat(rows)
+
+
+def _info_nce(query: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
     positive = (query * keys).sum(1, keepdim=True)  # (N, 1)
     negative = query @ queue  # (N, K)
     logits = torch.cat([positive, negative], dim=1) / temperature

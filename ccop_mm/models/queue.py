@@ -4,6 +4,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: COCO train2017's share of an epoch that the paper's image queue holds: 65,536 keys of 118,287 photos.
+EPOCH_SHARE = 65536 / 118287
+
+
+def suggest_lengths(photos: int, objects_per_photo: float) -> tuple[int, int]:
+    """Lengths of the image and the object queue that suit a data set.
+
+    A queue over more than an epoch holds every photo's own keys as negatives. These hold the share of an epoch that the
+    paper's image queue holds of COCO, and never more than the paper's 65,536.
+
+    Args:
+        photos (int): Photos in the data set.
+        objects_per_photo (float): Objects that a step uses of each, on average.
+    """
+    share = EPOCH_SHARE * photos
+    return min(65536, max(1, round(share))), min(65536, max(1, round(share * objects_per_photo)))
+
 
 class FeatureQueue(nn.Module):
     """The last ``length`` key embeddings, as negatives for Eq. 1.
@@ -42,6 +59,13 @@ class FeatureQueue(nn.Module):
         slots = (self.pointer + torch.arange(skipped, count, device=keys.device)) % length
         self.keys.index_copy_(1, slots, keys[skipped:].T.to(self.keys.dtype))
         self.pointer.copy_((self.pointer + count) % length)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        """Takes the length of a checkpoint's queue, so that a run resumes whatever its config says by now."""
+        keys = state_dict.get(f'{prefix}keys')
+        if keys is not None and keys.shape[0] == self.keys.shape[0]:
+            self.keys = self.keys.new_empty(keys.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return f'length={len(self)}, channels={self.keys.shape[0]}'

@@ -314,6 +314,24 @@ def test_embed_objects_serves_boxes_on_any_device(generator):
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
 
 
+def test_half_precision_follows_full_precision(generator):
+    batch = random_batch([2, 3, 4, 1], generator)
+    found = {}
+    for half in (False, True):
+        torch.manual_seed(2)
+        model = MODELS.build(config()).train()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=half):
+            result = model.loss(*batch)
+        assert all(value.dtype == torch.float32 for value in result.values())
+        assert model.object_queue.keys.dtype == torch.float32
+        sum(value for name, value in result.items() if 'loss' in name).backward()
+        assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+        found[half] = {name: value.item() for name, value in result.items()}
+    for name, value in found[False].items():
+        # bfloat16 has 8 bits of mantissa: steps of 0.4 % in every activation.
+        assert found[True][name] == pytest.approx(value, rel=0.02, abs=0.02), name
+
+
 def test_few_images_a_group_are_warned_of_once(generator):
     model = MODELS.build(config()).train()
     batch = random_batch([1, 1], generator)
@@ -328,6 +346,7 @@ def test_few_images_a_group_are_warned_of_once(generator):
     [
         (dict(key_batch='other'), 'key_batch must be one of'),
         (dict(bn_group=0), 'bn_group must be at least 1'),
+        (dict(queue_len='auto'), "queue_len='auto' needs the data set"),
         (dict(intra_loss=dict(type='mmselfsup.IntraImageLoss', mode='triplet')), 'include_original=True'),
     ],
 )

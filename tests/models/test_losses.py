@@ -70,6 +70,35 @@ def test_info_nce_gradient_is_the_closed_form(generator):
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('chunk_size', [1, 3, 7, 100])
+def test_info_nce_in_chunks_is_the_same(chunk_size, generator):
+    query, keys = unit_rows(7, 16, generator).requires_grad_(), unit_rows(7, 16, generator)
+    queue, weights = unit_rows(33, 16, generator).T, torch.arange(7.0)
+    plain = losses.info_nce(query, keys, queue)
+    chunked = losses.info_nce(query, keys, queue, chunk_size=chunk_size)
+    expected = torch.autograd.grad(plain @ weights.double(), query)[0]
+    found = torch.autograd.grad(chunked @ weights.double(), query)[0]
+    torch.testing.assert_close(chunked, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_chunks_bound_the_logits_that_exist_at_once(generator):
+    # Autograd keeps what backward needs: with chunks, nothing of N x K, and no single tensor above chunk x K.
+    query, keys = unit_rows(64, 8, generator).requires_grad_(), unit_rows(64, 8, generator)
+    queue, kept = unit_rows(500, 8, generator).T, []
+
+    def note(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses.info_nce(query, keys, queue).sum()
+        assert max(kept) >= 64 * 500
+        kept.clear()
+        losses.info_nce(query, keys, queue, chunk_size=8).sum()
+    assert max(kept, default=0) <= 8 * 500
+
+
 def test_info_nce_of_no_rows_is_empty_and_connected():
     query = torch.zeros(0, 8, requires_grad=True)
     rows = losses.info_nce(query, torch.zeros(0, 8), torch.randn(8, 5))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ccop_mm.models import FeatureQueue
+from ccop_mm.models.queue import suggest_lengths
 
 
 def test_starts_with_unit_vectors():
@@ -34,6 +35,22 @@ def test_snapshot_outlives_enqueue(generator):
     queue.enqueue(torch.randn(6, 4, generator=generator))
     loss.backward()  # autograd would refuse a tensor that was changed in place
     torch.testing.assert_close(query.grad, before.sum(1).expand(2, 4))
+
+
+def test_a_checkpoint_brings_its_length(generator):
+    saved, fresh = FeatureQueue(length=9, channels=4), FeatureQueue(length=30, channels=4)
+    saved.enqueue(torch.randn(5, 4, generator=generator))
+    fresh.load_state_dict(saved.state_dict())
+    assert len(fresh) == 9
+    fresh.enqueue(torch.ones(6, 4))
+    saved.enqueue(torch.ones(6, 4))
+    assert torch.equal(fresh.keys, saved.keys)
+
+
+def test_suggested_lengths_hold_cocos_share_of_an_epoch():
+    assert suggest_lengths(118287, 12) == (65536, 65536)
+    assert suggest_lengths(2000, 12) == (1108, 13297)
+    assert suggest_lengths(1, 0) == (1, 1)
 
 
 def test_length_must_be_positive():
