@@ -1,0 +1,16 @@
+"""Does it learn? Probes of a model's features on annotated photos."""
+
+from .knn_recall import DEFAULT_KS, chance_recall, knn_recall
+from .knn_report import format_knn_report, knn_report
+from .load_model import load_model
+from .object_features import extract_object_features
+
+__all__ = [
+    'DEFAULT_KS',
+    'chance_recall',
+    'extract_object_features',
+    'format_knn_report',
+    'knn_recall',
+    'knn_report',
+    'load_model',
+]

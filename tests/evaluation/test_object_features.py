@@ -1,0 +1,163 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmselfsup.models.utils import SelfSupDataPreprocessor
+from torch import nn
+
+from ccop_mm.errors import InputError
+from ccop_mm.evaluation import extract_object_features
+
+MEAN, STD = (110.0, 120, 130), (50.0, 60, 70)
+
+
+class ColorModel(nn.Module):
+    """Its features are colors: every stage is the input averaged over cells.
+
+    The embedding of a box is the box as it was asked for, and the color at its center.
+    """
+
+    def __init__(self, bgr_to_rgb=True):
+        super().__init__()
+        self.data_preprocessor = SelfSupDataPreprocessor(mean=MEAN, std=STD, bgr_to_rgb=bgr_to_rgb)
+        self.frozen = nn.BatchNorm2d(3).eval()
+        self.modes, self.shapes = [], []
+
+    def backbone(self, x):
+        self.modes.append((self.training, self.frozen.training, torch.is_grad_enabled()))
+        self.shapes.append(tuple(x.shape))
+        return tuple(F.avg_pool2d(x, stride) for stride in (4, 8, 16, 32))
+
+    def neck(self, stages):
+        return stages
+
+    def embed_objects(self, pyramid, boxes, batch_index):
+        x, y = ((boxes[:, :2] + boxes[:, 2:]) / 8).long().unbind(1)
+        return torch.cat([boxes, pyramid[0][batch_index, :, y, x]], dim=1)
+
+
+class RandomNet(ColorModel):
+    """A network whose answer depends on everything in its input, padding included."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 5, 4, 2)] + [nn.Conv2d(8, 8, 3, 2, 1) for _ in range(3)]
+        self.layers = nn.ModuleList(nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU()) for layer in layers)
+        for layer in self.layers:
+            layer[1].running_mean.normal_()
+
+    def backbone(self, x):
+        stages = []
+        for layer in self.layers:
+            x = layer(x)
+            stages.append(x)
+        return tuple(stages)
+
+
+def write_photos(folder, specs):
+    """PNG photos of plain rectangles; ``specs`` is a list of (height, width, [(xywh box, RGB color)])."""
+    images, annotations = [], []
+    for number, (height, width, objects) in enumerate(specs, 1):
+        photo = np.full((height, width, 3), 40, np.uint8)
+        for label, ((x, y, w, h), color) in enumerate(objects, 10 * number):
+            photo[y : y + h, x : x + w] = color
+            annotations.append({'image_id': number, 'bbox': [x, y, w, h], 'category_id': label})
+        name = f'{number}.png'
+        cv2.imwrite(str(folder / name), photo[..., ::-1])
+        images.append({'id': number, 'file_name': name, 'height': height, 'width': width})
+    path = folder / 'instances.json'
+    path.write_text(json.dumps({'images': images, 'annotations': annotations}))
+    return path
+
+
+def random_specs(seed, shapes):
+    rng = np.random.default_rng(seed)
+    return [
+        (h, w, [((4, 4, 28, 24), rng.integers(256, size=3)), ((36, 36, 24, 24), rng.integers(256, size=3))])
+        for h, w in shapes
+    ]
+
+
+def shrink_boxes(path, margin):
+    """Moves every box's sides inwards, so that no sample inside it sees what lies outside the rectangle."""
+    data = json.loads(path.read_text())
+    for annotation in data['annotations']:
+        x, y, w, h = annotation['bbox']
+        annotation['bbox'] = [x + margin, y + margin, w - 2 * margin, h - 2 * margin]
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+@pytest.mark.parametrize('batch_size', [1, 2, 5])
+def test_planted_colors_are_found(tmp_path, batch_size, bgr_to_rgb):
+    # Short side 64, so nothing is resized; three padded shapes, mixed, so that batches fill up out of the file's order.
+    specs = random_specs(0, [(64, 96), (64, 100), (64, 90), (112, 64), (64, 96), (64, 128)])
+    path = write_photos(tmp_path, specs)
+    shrink_boxes(path, 4)
+    features = extract_object_features(ColorModel(bgr_to_rgb), path, tmp_path, 64, batch_size, stage=0)
+    colors = np.array([color for _, _, objects in specs for _, color in objects], np.float32)
+    colors = colors if bgr_to_rgb else colors[:, ::-1]
+    expected = torch.from_numpy((colors - MEAN) / STD).float()
+    torch.testing.assert_close(features['backbone'], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(features['embedding'][:, 4:], expected, atol=1e-4, rtol=0)
+    assert features['labels'].tolist() == [10 * photo + number for photo in range(1, 7) for number in (0, 1)]
+
+
+def test_size_padding_and_boxes(tmp_path):
+    path = write_photos(tmp_path, [(50, 75, [((10, 20, 30, 15), (9, 9, 9))]), (90, 45, [((5, 6, 7, 8), (9, 9, 9))])])
+    model = ColorModel()
+    features = extract_object_features(model, path, tmp_path, size=100)
+    # 50 x 75 -> 100 x 150 -> 128 x 160; 90 x 45 -> 200 x 100 -> 224 x 128
+    assert model.shapes == [(1, 3, 128, 160), (1, 3, 224, 128)]
+    expected = torch.tensor([[20, 40, 80, 70], [5, 6, 12, 14]]) * torch.tensor([[1.0], [100 / 45]])
+    torch.testing.assert_close(features['embedding'][:, :4], expected)
+    assert features['backbone'].shape == (2, 3)
+
+
+def test_batch_size_changes_nothing(tmp_path):
+    path = write_photos(tmp_path, random_specs(1, [(64, 96), (80, 100), (64, 90), (90, 128), (64, 96), (72, 120)]))
+    results = [extract_object_features(RandomNet(), path, tmp_path, size=64, batch_size=size) for size in (1, 4)]
+    for name in ('backbone', 'embedding', 'labels'):
+        torch.testing.assert_close(results[0][name], results[1][name], atol=1e-5, rtol=1e-5)
+    assert results[0]['backbone'].std(dim=0).max() > 0.01  # objects differ: the comparison is not one of constants
+
+
+def test_modes_are_restored(tmp_path):
+    path = write_photos(tmp_path, random_specs(2, [(64, 96)]))
+    model = ColorModel().train()
+    model.frozen.eval()  # as norm_eval does
+    extract_object_features(model, path, tmp_path, size=64)
+    assert model.modes == [(False, False, False)]
+    assert model.training
+    assert not model.frozen.training
+    assert model.data_preprocessor.training
+
+
+def test_bad_photos_are_named_and_skipped(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr('ccop_mm.evaluation.object_features.print_log', lambda line, *_: lines.append(line))
+    path = write_photos(tmp_path, random_specs(3, [(64, 96)] * 4))
+    (tmp_path / '1.png').unlink()
+    (tmp_path / '2.png').write_bytes((tmp_path / '3.png').read_bytes()[:80])
+    cv2.imwrite(str(tmp_path / '4.png'), np.zeros((96, 64, 3), np.uint8))
+    features = extract_object_features(ColorModel(), path, tmp_path, size=64)
+    assert features['labels'].tolist() == [30, 31]
+    assert all(name in line for name, line in zip(('1.png', '2.png', '4.png'), lines, strict=False))
+    assert '64 x 96 px, annotated as 96 x 64' in lines[2]
+    assert lines[3:] == ['3 of 4 photos skipped']
+    (tmp_path / '3.png').unlink()
+    with pytest.raises(InputError, match='none of its photos could be read'):
+        extract_object_features(ColorModel(), path, tmp_path, size=64)
+
+
+def test_bad_arguments(tmp_path):
+    path = write_photos(tmp_path, random_specs(4, [(64, 96)]))
+    with pytest.raises(InputError, match='got 0 and 16'):
+        extract_object_features(ColorModel(), path, tmp_path, size=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match='device cuda cannot be used'):
+            extract_object_features(ColorModel(), path, tmp_path, device='cuda')

@@ -1,0 +1,92 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from PIL import Image
+
+from ccop_mm.datasets.scenes import write_scenes
+from ccop_mm.evaluation import extract_object_features, knn_report, load_model
+from ccop_mm.proposals import ProposalStore
+
+TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'inspect'
+
+CONFIG = """
+default_scope = 'mmselfsup'
+model = dict(
+    type='CCOP',
+    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=4, norm_eval=False, frozen_stages=-1),
+    neck=dict(type='mmdet.FPN', in_channels=[4, 8, 16, 32], out_channels=4, num_outs=4),
+    image_projector=dict(type='ProjectionMLP', in_channels=32, hid_channels=8, out_channels=8),
+    object_projector=dict(type='ProjectionMLP', in_channels=196, hid_channels=8, out_channels=8),
+    box_jitter=dict(type='SCSBoxJitter', noise=(0.1, 0.5)),
+    queue_len=16,
+    feat_dim=8,
+    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_scenes(tmp_path, num_train=1, num_val=4, size=(64, 96))
+    (tmp_path / 'config.py').write_text(CONFIG)
+    return tmp_path
+
+
+def run(name, *arguments):
+    spec = importlib.util.spec_from_file_location(f'inspect_{name}', TOOLS / f'{name}.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main([str(argument) for argument in arguments])
+
+
+def test_folder_does_not_shadow_the_standard_library():
+    assert not (TOOLS / '__init__.py').exists()
+
+
+def test_knn_recall(folder, capsys):
+    annotations, images = folder / 'annotations' / 'instances_val.json', folder / 'images'
+    options = ('--annotations', annotations, '--images', images, '--size', 64, '--json')
+    run('knn_recall', folder / 'config.py', *options, folder / 'random.json', '--seed', 3)
+    table = capsys.readouterr().out.splitlines()
+    model = load_model(folder / 'config.py', seed=3)
+    expected = knn_report(extract_object_features(model, annotations, images, size=64))
+    assert json.loads((folder / 'random.json').read_text()) == pytest.approx(expected)
+    assert table[2].split() == ['1', *(f'{100 * expected[key]:.1f}' for key in ('backbone@1', 'embedding@1', 'chance'))]
+
+    torch.save({'state_dict': model.state_dict()}, folder / 'model.pth')
+    run('knn_recall', folder / 'config.py', folder / 'model.pth', *options, folder / 'loaded.json')
+    assert json.loads((folder / 'loaded.json').read_text()) == pytest.approx(expected)
+
+
+def test_knn_recall_bad_input(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run('knn_recall', folder / 'config.py', '--annotations', folder / 'absent.json', '--images', folder)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert 'absent.json' in error
+    assert error.count('\n') == 1
+
+
+def test_curriculum(folder, capsys):
+    names = sorted(path.name for path in (folder / 'images').iterdir())
+    boxes = [[8, 8, 40, 40], [50, 20, 90, 60]]
+    ProposalStore([(n, name, (64, 96), boxes) for n, name in enumerate(names)]).save(folder / 'proposals.npz')
+    out = folder / 'figure.png'
+    arguments = (folder / 'proposals.npz', '--images', folder / 'images', '--out', out)
+    run('curriculum', *arguments, '--num', 2)
+    assert capsys.readouterr().out == f'2 photos drawn: {out}\n'
+    two = Image.open(out).size
+    paper = cv2.imread(str(out))
+    run('curriculum', *arguments, '--num', 2, '--config', folder / 'config.py')
+    assert Image.open(out).size == two
+    assert (cv2.imread(str(out)) != paper).any()  # another noise, other boxes
+    run('curriculum', *arguments, '--num', 4, '--progress', 0.2, 0.8)
+    assert Image.open(out).size[1] > 2 * two[1]
+
+    with pytest.raises(SystemExit):
+        run('curriculum', folder / 'absent.npz', '--images', folder, '--out', out)
+    assert 'absent.npz' in capsys.readouterr().err
