@@ -122,11 +122,6 @@ def write_configs(data: Data, out: Path, pretrain_steps: int, transfer_steps: in
     batch = min(PRETRAIN_BATCH, data.train.photos)
     epochs = max(1, round(pretrain_steps / (data.train.photos // batch)))
     pretrain = {
-        'model': dict(
-            # No more than the data set can fill, or the queue is mostly the image's own objects.
-            queue_len=min(256, data.train.photos),
-            object_queue_len=min(1024, 8 * data.train.photos),
-        ),
         'train_dataloader': dict(
             batch_size=batch,
             dataset=dict(

@@ -104,6 +104,14 @@ class ProposalDataset(BaseDataset):
         info['proposal_img_shape'] = self.store.size(info['img_id'])
         return info
 
+    def mean_proposals(self) -> float:
+        """Boxes that a photo brings to a step, on average over all photos, before views drop some."""
+        limit = self.num_proposals if self.num_proposals is not None else float('inf')
+        counts = [
+            len(self.store.boxes(super(ProposalDataset, self).get_data_info(i)['img_id'])) for i in range(len(self))
+        ]
+        return sum(min(count, limit) for count in counts) / len(counts)
+
     def prepare_data(self, idx: int) -> dict | None:
         """Runs the pipeline. None, for which BaseDataset draws another photo, if this one cannot be read."""
         try:

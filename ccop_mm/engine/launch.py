@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ccop_mm import hosts
+from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.errors import InputError
 
 
@@ -93,6 +94,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 def train(cfg: Config) -> Runner:
     """Trains, and says at the end where the result lies."""
     _check_data(cfg.get('train_dataloader'))
+    fit_queues(cfg)
     runner = build_runner(cfg)
     runner.train()
     last = Path(runner.work_dir) / 'last_checkpoint'

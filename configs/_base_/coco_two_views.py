@@ -30,7 +30,7 @@ train_dataloader = dict(
         ann_file='annotations/instances_train2017.json',  # for the list of photos; annotations are not read
         data_prefix=dict(img_path='train2017/'),
         proposal_file='proposals/train2017.npz',
-        num_proposals=40,  # about 12 of them are in both views, the paper's number (docs/design.md)
+        num_proposals=48,  # about 12 of them are in both views, the paper's number (docs/design.md)
         pipeline=train_pipeline,
     ),
 )

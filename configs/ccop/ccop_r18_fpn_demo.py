@@ -8,29 +8,17 @@ model = dict(
     image_projector=dict(in_channels=512, hid_channels=512),
     object_projector=dict(hid_channels=512),
     box_jitter=dict(num_jitter=4),
-    # Queues of a few hundred photos' keys would be mostly the image's own objects; see docs/design.md.
-    queue_len=256,
-    object_queue_len=1024,
+    # 65,536 keys would be hundreds of epochs of this few photos; see docs/design.md.
+    queue_len='auto',
+    object_queue_len='auto',
     # 0.999 follows over a thousand steps; this run has a few hundred.
     momentum=0.99,
 )
 
-view_pipeline = [
-    dict(type='ObjectResizedCrop', size=112, scale=(0.2, 1.0)),
-    dict(
-        type='RandomApply',
-        transforms=[dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
-        prob=0.8,
-    ),
-    dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989)),
-    dict(type='RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
-    dict(type='ObjectFlip', prob=0.5),
-]
-train_pipeline = [
-    dict(type='LoadPhoto'),
-    dict(type='TwoObjectViews', transforms=view_pipeline),
-    dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
-]
+# The base's pipeline with smaller views.
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['transforms'][0]['size'] = 112
+
 train_dataloader = dict(
     batch_size=16,
     num_workers=2,

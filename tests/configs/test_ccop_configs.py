@@ -51,6 +51,7 @@ def test_one_custom_import_serves_a_plain_config(scope, prefix):
 def test_every_model_builds_with_trainable_norms(path):
     cfg = Config.fromfile(path)
     init_default_scope('mmselfsup')
+    cfg.model.update(queue_len=64, object_queue_len=64)  # resolved when training starts, and large
     model = MODELS.build(cfg.model)
     model.train()
     norms = [module for module in model.backbone.modules() if type(module).__name__ == 'BatchNorm2d']
@@ -77,3 +78,53 @@ def test_the_recipe_is_the_papers():
     assert (jitter.noise, jitter.min_iou, jitter.anchor) == ((0.3, 1.0), (0.8, 0.3), 'top_left')
     view = cfg.train_pipeline[1]['transforms']
     assert (view[0]['size'], view[0]['scale']) == (224, (0.2, 1.0))
+
+
+def flatten(value, prefix=''):
+    """A config as {path: leaf}."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {path: leaf for key, part in items for path, leaf in flatten(part, f'{prefix}.{key}').items()}
+
+
+def test_the_presets_differ_in_the_rows_of_the_table_and_nowhere_else():
+    paper, reference = (
+        flatten(
+            {
+                key: value
+                for key, value in Config.fromfile(ROOT / f'configs/ccop/ccop{name}_r50_fpn_800e_coco.py').items()
+                if key not in ('view_pipeline', 'train_pipeline', 'param_scheduler')  # the first two by their use
+            }
+        )
+        for name in ('', '-reference')
+    )
+    differing = {path: reference.get(path) for path in paper | reference if paper.get(path) != reference.get(path)}
+    crop, color = (
+        '.train_dataloader.dataset.pipeline.1.transforms.0',
+        '.train_dataloader.dataset.pipeline.1.transforms.1',
+    )
+    assert differing == {
+        '.model.intra_loss.mode': 'triplet',
+        '.model.box_jitter.anchor': 'center',
+        '.model.box_jitter.noise': (0.075, 0.30),
+        '.model.box_jitter.noise_wh': (0.175, 0.70),
+        '.model.box_jitter.min_iou': (0.8, 0.4),
+        '.model.box_jitter.redraw': False,
+        '.model.box_jitter.include_original': True,
+        '.model.image_projector.dropout': 0.1,
+        '.model.object_projector.dropout': 0.1,
+        f'{crop}.scale': (0.1, 1.0),
+        f'{color}.transforms.0.saturation': 0.2,
+        '.train_dataloader.dataset.num_proposals': 50,
+    }
+
+
+def test_the_reference_preset_warms_up_for_ten_epochs():
+    cfg = Config.fromfile(ROOT / 'configs/ccop/ccop-reference_r50_fpn_800e_coco.py')
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.type, warmup.begin, warmup.end) == ('LinearLR', 0, 10)
+    assert (cosine.type, cosine.begin, cosine.end, cosine.T_max) == ('CosineAnnealingLR', 10, 800, 790)

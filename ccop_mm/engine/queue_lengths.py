@@ -1,0 +1,61 @@
+"""Fits the queues of a pre-training config to its data set, before the model is built."""
+
+import logging
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
+from mmselfsup.registry import DATASETS
+
+from ccop_mm.models.queue import suggest_lengths
+
+#: Share of a photo's proposals that both views show: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at 224 px, on 31
+#: COCO photos with selective search (docs/design.md).
+SHARE_IN_BOTH_VIEWS = 0.25
+
+#: A fixed length may exceed the suggestion so many times before it is warned of: at twice COCO's share of an epoch,
+#: every photo's own keys are among its negatives.
+TOLERANCE = 2
+
+
+def fit_queues(cfg: Config) -> None:
+    """Replaces ``queue_len='auto'`` by numbers, in place; warns once of fixed lengths that are too long for the data
+    set.
+
+    Nothing happens for other models than CCOP and other data sets than ``ProposalDataset``.
+
+    Args:
+        cfg (Config): A training config.
+
+    Raises:
+        InputError: The data set cannot be read.
+    """
+    model, loader = cfg.get('model') or {}, cfg.get('train_dataloader') or {}
+    dataset = loader.get('dataset') or {}
+    if str(model.get('type')).split('.')[-1] != 'CCOP' or str(dataset.get('type')).split('.')[-1] != 'ProposalDataset':
+        return
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
+        photos = DATASETS.build({**dataset, 'pipeline': []})
+    objects = SHARE_IN_BOTH_VIEWS * photos.mean_proposals()
+    suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(photos), objects), strict=True))
+    of = f'{len(photos)} photos with about {objects:.1f} objects in both views'
+    chosen = {
+        'queue_len': model.get('queue_len', 65536),
+        'object_queue_len': model.get('object_queue_len') or model.get('queue_len', 65536),
+    }
+    for name, length in chosen.items():
+        if length == 'auto':
+            model[name] = suggested[name]
+            print_log(f'{name}: {suggested[name]}, for {of}', logger='current')
+    too_long = {
+        name: length for name, length in chosen.items() if length != 'auto' and length > TOLERANCE * suggested[name]
+    }
+    if too_long:
+        lengths = ', '.join(f'{name}={length}' for name, length in too_long.items())
+        advice = ', '.join(f'model.{name}={suggested[name]}' for name in too_long)
+        print_log(
+            f"{lengths} is long for {of}: the queue holds photos' own keys as negatives; choose {advice}, or "
+            "model.queue_len='auto'",
+            logger='current',
+            level=logging.WARNING,
+        )
