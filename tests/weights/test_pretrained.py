@@ -1,0 +1,309 @@
+import hashlib
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.model import initialize
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
+
+from ccop_mm.errors import InputError
+from ccop_mm.weights import checksum, read_state_dict
+
+FPN_NORM = dict(type='BN')
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+MASK_RCNN = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r18-fpn_ccop-demo.py'
+RETINANET = dict(
+    type='RetinaNet',
+    data_preprocessor=dict(type='DetDataPreprocessor'),
+    backbone=dict(type='ResNet', depth=18, norm_eval=False),
+    neck=dict(
+        type='FPN',
+        in_channels=[64, 128, 256, 512],
+        out_channels=256,
+        start_level=1,
+        add_extra_convs='on_input',
+        num_outs=5,
+        norm_cfg=FPN_NORM,
+    ),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=3,
+        in_channels=256,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            octave_base_scale=4,
+            scales_per_octave=3,
+            ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+    ),
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scope():
+    """mmdet's, as its Runner has it, for this file alone."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+class Encoder(torch.nn.Module):
+    """What CCOP pre-trains: a ResNet-18 and an FPN from C2, every tensor drawn at random, statistics included."""
+
+    def __init__(self, depth=18):
+        super().__init__()
+        channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+        self.backbone = MODELS.build(dict(type='mmdet.ResNet', depth=depth))
+        self.neck = MODELS.build(
+            dict(type='mmdet.FPN', in_channels=channels, out_channels=256, num_outs=4, norm_cfg=FPN_NORM)
+        )
+        generator = torch.Generator().manual_seed(depth)
+        for tensor in self.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.05)
+            else:
+                tensor.fill_(800)
+
+    def forward(self, images):
+        return self.neck(self.backbone(images))
+
+
+@pytest.fixture(scope='module')
+def encoder():
+    return Encoder().eval()
+
+
+@pytest.fixture
+def write(encoder, tmp_path):
+    """Writes a checkpoint as pre-training does, after a change to its state dict; returns its path."""
+
+    def write(change=lambda state: None, state=None):
+        state = dict(encoder.state_dict() if state is None else state)
+        state['encoder_k.backbone.conv1.weight'] = torch.zeros(64, 3, 7, 7)
+        state['encoder_k._extra_state'] = torch.tensor(5)
+        for queue in ('image_queue', 'object_queue'):
+            state.update({f'{queue}.keys': torch.rand(128, 4), f'{queue}.pointer': torch.zeros(1)})
+        state.update({f'{kind}_projector.fc1.bias': torch.zeros(4) for kind in ('image', 'object')})
+        change(state)
+        path = tmp_path / 'epoch_800.pth'
+        torch.save(dict(meta=dict(epoch=800), state_dict=state, optimizer={}), path)
+        return str(path)
+
+    return write
+
+
+def build(checkpoint, model=None, **changes):
+    """A detector, drawn and initialized as mmengine's Runner does it."""
+    cfg = Config(dict(model=model)) if model else Config.fromfile(MASK_RCNN)
+    cfg.merge_from_dict({'model.init_cfg': dict(type='CCOPPretrained', checkpoint=checkpoint), **changes})
+    detector = MODELS.build(cfg.model)
+    detector.init_weights()
+    return detector
+
+
+@pytest.fixture(scope='module')
+def detector():
+    """The demo's Mask R-CNN as it is built, before any initialization."""
+    return MODELS.build(Config.fromfile(MASK_RCNN).model)
+
+
+def pyramids(detector, encoder):
+    """P2.. of the same photos from a detector and from the encoder that it was loaded from."""
+    images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return detector.eval().extract_feat(images), encoder(images)
+
+
+def test_mask_rcnn_holds_every_bit_of_backbone_and_fpn(write, encoder):
+    detector = build(write())
+    state, source = detector.state_dict(), encoder.state_dict()
+    parts = {key for key in state if key.startswith(('backbone.', 'neck.'))}
+    assert parts == set(source)
+    assert all(torch.equal(state[key], source[key]) and state[key].dtype == source[key].dtype for key in parts)
+    found, expected = pyramids(detector, encoder)
+    assert all(torch.equal(found[level], expected[level]) for level in range(4))
+
+
+def test_mask_rcnn_takes_a_checkpoint_of_the_algorithm_itself(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'ccop/ccop_r18_fpn_demo.py')
+    cfg.model.update(queue_len=8, object_queue_len=8)
+    with DefaultScope.overwrite_default_scope('mmselfsup'):
+        ccop = MODELS.build(cfg.model)
+        ccop.init_weights()
+    path = tmp_path / 'epoch_30.pth'
+    torch.save(dict(state_dict=ccop.state_dict()), path)
+    found, expected = pyramids(build(str(path)), ccop.eval().extract_feat)
+    assert all(torch.equal(found[level], expected[level]) for level in range(4))
+
+
+def test_heads_keep_their_own_draw(write):
+    """mmdet draws the classifier of the box head from N(0, 0.01); its bias is zero."""
+    head = build(write()).roi_head.bbox_head.fc_cls
+    assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert head.bias.abs().max() == 0
+
+
+def test_retinanet_takes_the_levels_from_p3_on(write, encoder):
+    detector = build(write(), RETINANET)
+    found, expected = pyramids(detector, encoder)
+    for level in range(3):
+        assert torch.equal(found[level], expected[level + 1])
+    # Its extra convolutions have no source and keep the FPN's draw: Xavier, uniform, fans 512 and 256 times 9.
+    bound = (6 / (9 * (512 + 256))) ** 0.5
+    extra = detector.neck.fpn_convs[3].conv.weight
+    assert 0.99 * bound < extra.abs().max() <= bound
+    assert extra.mean().abs() < 0.01 * bound
+
+
+def test_an_fpn_from_c3_by_the_backbones_outputs_takes_the_same_levels(write, encoder):
+    model = dict(RETINANET, backbone=dict(RETINANET['backbone'], out_indices=(1, 2, 3)))
+    model['neck'] = dict(RETINANET['neck'], in_channels=[128, 256, 512], start_level=0)
+    found, expected = pyramids(build(write(), model), encoder)
+    assert all(torch.equal(found[level], expected[level + 1]) for level in range(3))
+
+
+@pytest.mark.parametrize('own', [dict(type='Pretrained', checkpoint='torchvision://resnet18', _delete_=True), None])
+def test_no_initializer_of_a_child_wins_and_none_downloads(write, encoder, monkeypatch, own):
+    load = CheckpointLoader.load_checkpoint
+
+    def offline(filename, *args, **kwargs):
+        assert '://' not in filename
+        return load(filename, *args, **kwargs)
+
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', offline)
+    constant = dict(type='Constant', layer='Conv2d', val=7.0)
+    detector = build(write(), **{'model.backbone.init_cfg': own, 'model.neck.init_cfg': constant})
+    detector.init_weights()  # a second call, as some tools make, changes nothing
+    state = detector.state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
+
+
+def test_one_log_line_tells_what_was_loaded(write, encoder, monkeypatch):
+    lines = []
+    monkeypatch.setattr('ccop_mm.weights.pretrained.print_log', lambda line, logger: lines.append(line))
+    path = write()
+    build(path)
+    digest = hashlib.blake2b(digest_size=8)
+    for key, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f'{key} {tensor.dtype} {tuple(tensor.shape)}\n'.encode() + tensor.numpy().tobytes())
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    assert lines == [
+        f'CCOPPretrained: {len(encoder.state_dict())} backbone and FPN keys ({parameters:,} parameters, '
+        f'blake2b {digest.hexdigest()}) loaded from {path} into MaskRCNN'
+    ]
+
+
+def test_checksum_tells_names_types_shapes_and_values_apart():
+    tensor = torch.arange(6, dtype=torch.float32)
+    variants = [{'a': tensor}, {'b': tensor}, {'a': tensor.double()}, {'a': tensor.view(2, 3)}, {'a': tensor + 1}]
+    assert len({checksum(variant) for variant in variants}) == len(variants)
+    assert checksum({'a': tensor, 'b': tensor + 1}) == checksum({'b': tensor + 1, 'a': tensor})
+    assert checksum({'a': torch.arange(12.0)[::2]}) == checksum({'a': torch.arange(12.0)[::2].clone()})
+
+
+def test_wrapped_names_load(write, encoder):
+    wrapped = {f'module._orig_mod.{key}': tensor for key, tensor in encoder.state_dict().items()}
+    state = build(write(lambda state: (state.clear(), state.update(wrapped)))).state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
+
+
+def test_a_bare_state_dict_loads(encoder, tmp_path):
+    path = tmp_path / 'export.pth'
+    torch.save(encoder.state_dict(), path)
+    assert torch.equal(build(str(path)).backbone.conv1.weight, encoder.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.pop('backbone.bn1.running_var'), 'missing in the checkpoint: backbone.bn1.running_var'),
+        (
+            lambda state: state.pop('neck.lateral_convs.2.bn.num_batches_tracked'),
+            'missing in the checkpoint: neck.lateral_convs.2.bn.num_batches_tracked',
+        ),
+        (
+            lambda state: state.update({'neck.fpn_convs.0.conv.bias': torch.zeros(256)}),
+            'unused of the checkpoint: neck.fpn_convs.0.conv.bias',
+        ),
+        (
+            lambda state: state.update({'neck.fpn_convs.0.conv.weight': torch.zeros(256, 256, 1, 1)}),
+            r'another shape: neck.fpn_convs.0.conv.weight, \(256, 256, 1, 1\) in the checkpoint, \(256, 256, 3, 3\)',
+        ),
+        (lambda state: state.update({'rpn_head.rpn_conv.bias': torch.zeros(1)}), 'detection checkpoint'),
+        (lambda state: state.update({'fc.weight': torch.zeros(1)}), 'no part of CCOP'),
+        (lambda state: state.update({'backbone.conv1.weight': 'a string'}), 'holds no state dict'),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(write, detector, change, message):
+    path = write(change)
+    before = checksum(detector.state_dict())
+    with pytest.raises(InputError, match=f'{re.escape(path)}(?s:.*){message}'):
+        initialize(detector, dict(type='CCOPPretrained', checkpoint=path))
+    assert checksum(detector.state_dict()) == before
+
+
+def test_another_depth_is_one_line(write, detector):
+    path = write(state=Encoder(34).state_dict())
+    with pytest.raises(InputError, match='holds a ResNet-34, the detector a ResNet-18') as caught:
+        initialize(detector, dict(type='CCOPPretrained', checkpoint=path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_absent_file_is_named_with_the_cure(tmp_path):
+    with pytest.raises(InputError, match=r'no checkpoint .*absent\.pth.*tools/train\.py.*model\.init_cfg\.checkpoint'):
+        read_state_dict(tmp_path / 'absent.pth')
+
+
+def test_a_truncated_file_is_refused(write):
+    path = write()
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(InputError, match='epoch_800.pth is no checkpoint of tensors.*is cut short') as caught:
+        read_state_dict(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('content', [b'', b'GIF89a', b'<html>not found</html>'])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / 'other.pth'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match='other.pth is no checkpoint of tensors'):
+        read_state_dict(path)
+
+
+class Planted:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize(
+    ('save', 'fault'),
+    [
+        (torch.save, r'holds code \(\w+\.mkdir\)'),
+        (lambda content, path: path.write_bytes(pickle.dumps(content, 2)), r'holds code \(\w+\.mkdir\)'),
+        (lambda content, path: path.write_bytes(pickle.dumps(content, 4)), 'is cut short, damaged or of another kind'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol 4')
+def test_pickled_code_is_refused_and_not_run(tmp_path, save, fault):
+    path, trace = tmp_path / 'planted.pth', tmp_path / 'trace'
+    save(dict(state_dict={}, meta=Planted(trace)), path)
+    with pytest.raises(InputError, match=f'planted.pth is no checkpoint of tensors.*it {fault}') as caught:
+        read_state_dict(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not trace.exists()
+
+
+def test_the_place_for_it_is_the_detector(detector):
+    with pytest.raises(InputError, match='for a detector with a ResNet and an FPN, not for ResNet'):
+        initialize(detector.backbone, dict(type='CCOPPretrained', checkpoint='any.pth'))
