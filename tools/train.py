@@ -22,6 +22,11 @@ def parse_args():
         help='continue from a checkpoint; from the newest in the work folder if none is named',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the photos of a step over the config's auto_scale_lr.base_batch_size",
+    )
     launch.add_common_arguments(parser)
     return parser.parse_args()
 

@@ -6,5 +6,7 @@ optim_wrapper = dict(
     # For 256 photos a step; the paper gives no warm-up.
     optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4),
 )
+# Photos a step that the learning rate is for, on all GPUs together; tools/train.py --auto-scale-lr goes by it.
+auto_scale_lr = dict(enable=False, base_batch_size=256)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=800, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)
