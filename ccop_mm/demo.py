@@ -1,6 +1,7 @@
 """The four steps end to end on little data, by the very commands a user would type."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -184,11 +185,13 @@ def run_command(title: str, command: list, log: Path) -> float:
     print(f'\n{title}\n  python {shlex.join(tool[1:])}', flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     progress = re.compile(r'Epoch\(\w+\)\s+(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?\bloss: ([\d.]+))?')
+    # Threads that spin while they wait slow a step down several times on few cores (docs/performance.md).
+    options = dict(cwd=ROOT, env={'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0', **os.environ})
     started, last = time.monotonic(), []
     with (
         open(log, 'w', encoding='utf-8') as file,
         tqdm(bar_format='  {elapsed} {desc}', leave=False, disable=None) as bar,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process,
     ):
         for line in process.stdout:
             file.write(line)

@@ -42,6 +42,9 @@ def load_model(config: str | Path | Config, checkpoint: str | Path | None = None
     settings = config.model.copy()
     if config.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', config.data_preprocessor)
+    for name in ('queue_len', 'object_queue_len'):
+        if settings.get(name) == 'auto':  # of the training data, unknown here; a checkpoint brings its own
+            settings[name] = 1
     model = MODELS.build(settings)
     if checkpoint is None:
         with _quiet():

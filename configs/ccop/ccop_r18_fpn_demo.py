@@ -4,9 +4,9 @@ _base_ = ['./ccop_r50_fpn_800e_coco.py']
 
 model = dict(
     backbone=dict(depth=18),
-    neck=dict(in_channels=[64, 128, 256, 512]),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),  # at 256 the FPN alone costs as much as the ResNet
     image_projector=dict(in_channels=512, hid_channels=512),
-    object_projector=dict(hid_channels=512),
+    object_projector=dict(in_channels=128 * 7 * 7, hid_channels=512),
     box_jitter=dict(num_jitter=4),
     # 65,536 keys would be hundreds of epochs of this few photos; see docs/design.md.
     queue_len='auto',

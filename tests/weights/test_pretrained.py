@@ -25,7 +25,7 @@ RETINANET = dict(
     neck=dict(
         type='FPN',
         in_channels=[64, 128, 256, 512],
-        out_channels=256,
+        out_channels=128,
         start_level=1,
         add_extra_convs='on_input',
         num_outs=5,
@@ -34,7 +34,7 @@ RETINANET = dict(
     bbox_head=dict(
         type='RetinaHead',
         num_classes=3,
-        in_channels=256,
+        in_channels=128,
         anchor_generator=dict(
             type='AnchorGenerator',
             octave_base_scale=4,
@@ -61,7 +61,7 @@ class Encoder(torch.nn.Module):
         channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
         self.backbone = MODELS.build(dict(type='mmdet.ResNet', depth=depth))
         self.neck = MODELS.build(
-            dict(type='mmdet.FPN', in_channels=channels, out_channels=256, num_outs=4, norm_cfg=FPN_NORM)
+            dict(type='mmdet.FPN', in_channels=channels, out_channels=128, num_outs=4, norm_cfg=FPN_NORM)
         )
         generator = torch.Generator().manual_seed(depth)
         for tensor in self.state_dict().values():
@@ -154,8 +154,8 @@ def test_retinanet_takes_the_levels_from_p3_on(write, encoder):
     found, expected = pyramids(detector, encoder)
     for level in range(3):
         assert torch.equal(found[level], expected[level + 1])
-    # Its extra convolutions have no source and keep the FPN's draw: Xavier, uniform, fans 512 and 256 times 9.
-    bound = (6 / (9 * (512 + 256))) ** 0.5
+    # Its extra convolutions have no source and keep the FPN's draw: Xavier, uniform, fans 512 and 128 times 9.
+    bound = (6 / (9 * (512 + 128))) ** 0.5
     extra = detector.neck.fpn_convs[3].conv.weight
     assert 0.99 * bound < extra.abs().max() <= bound
     assert extra.mean().abs() < 0.01 * bound
@@ -228,12 +228,12 @@ def test_a_bare_state_dict_loads(encoder, tmp_path):
             'missing in the checkpoint: neck.lateral_convs.2.bn.num_batches_tracked',
         ),
         (
-            lambda state: state.update({'neck.fpn_convs.0.conv.bias': torch.zeros(256)}),
+            lambda state: state.update({'neck.fpn_convs.0.conv.bias': torch.zeros(128)}),
             'unused of the checkpoint: neck.fpn_convs.0.conv.bias',
         ),
         (
-            lambda state: state.update({'neck.fpn_convs.0.conv.weight': torch.zeros(256, 256, 1, 1)}),
-            r'another shape: neck.fpn_convs.0.conv.weight, \(256, 256, 1, 1\) in the checkpoint, \(256, 256, 3, 3\)',
+            lambda state: state.update({'neck.fpn_convs.0.conv.weight': torch.zeros(128, 128, 1, 1)}),
+            r'another shape: neck.fpn_convs.0.conv.weight, \(128, 128, 1, 1\) in the checkpoint, \(128, 128, 3, 3\)',
         ),
         (lambda state: state.update({'rpn_head.rpn_conv.bias': torch.zeros(1)}), 'detection checkpoint'),
         (lambda state: state.update({'fc.weight': torch.zeros(1)}), 'no part of CCOP'),

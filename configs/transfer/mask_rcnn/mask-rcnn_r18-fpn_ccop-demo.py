@@ -10,12 +10,14 @@ data_root = 'data/demo/'
 # Heads and samples are a quarter of mmdet's, or less. Backbone and FPN are those of the pre-training.
 model = dict(
     backbone=dict(depth=18),
-    neck=dict(in_channels=[64, 128, 256, 512]),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),
     init_cfg=dict(checkpoint='work_dirs/ccop_r18_fpn_demo/epoch_30.pth'),
-    rpn_head=dict(feat_channels=64),
+    rpn_head=dict(in_channels=128, feat_channels=64),
     roi_head=dict(
-        bbox_head=dict(fc_out_channels=256, num_classes=6),
-        mask_head=dict(num_convs=2, conv_out_channels=64, num_classes=6),
+        bbox_roi_extractor=dict(out_channels=128),
+        bbox_head=dict(in_channels=128, fc_out_channels=256, num_classes=6),
+        mask_roi_extractor=dict(out_channels=128),
+        mask_head=dict(in_channels=128, num_convs=2, conv_out_channels=64, num_classes=6),
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
