@@ -7,14 +7,15 @@ python two_ranks.py OUT                                                writes OU
 import os
 import sys
 
+import ccop_mm  # noqa: F401  first: it makes mmselfsup importable
+
+# isort: split
 import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import InstanceData
 from mmselfsup.registry import MODELS
 from mmselfsup.structures import SelfSupDataSample
-
-import ccop_mm  # noqa: F401, I001  first: it makes mmselfsup importable
 
 SIZE = 96
 #: Objects of each image of the global batch of 8; the second rank has the last four.
