@@ -1,6 +1,15 @@
 """Photos and proposals, and the two views a training step sees."""
 
 from .proposal_dataset import ProposalDataset
+from .sampler import EpochIndexSampler, SampleKey
 from .transforms import LoadPhoto, ObjectFlip, ObjectResizedCrop, TwoObjectViews
 
-__all__ = ['LoadPhoto', 'ObjectFlip', 'ObjectResizedCrop', 'ProposalDataset', 'TwoObjectViews']
+__all__ = [
+    'EpochIndexSampler',
+    'LoadPhoto',
+    'ObjectFlip',
+    'ObjectResizedCrop',
+    'ProposalDataset',
+    'SampleKey',
+    'TwoObjectViews',
+]

@@ -7,6 +7,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmselfsup.registry import DATASETS
 
+from ccop_mm.datasets.sampler import SampleKey, drawing_from
 from ccop_mm.errors import InputError
 from ccop_mm.proposals.sources import BadPhoto, list_photos
 from ccop_mm.proposals.store import ProposalStore
@@ -111,6 +112,18 @@ class ProposalDataset(BaseDataset):
             len(self.store.boxes(super(ProposalDataset, self).get_data_info(i)['img_id'])) for i in range(len(self))
         ]
         return sum(min(count, limit) for count in counts) / len(counts)
+
+    def __getitem__(self, idx: int | SampleKey) -> dict:
+        """One sample.
+
+        Args:
+            idx (int | SampleKey): Number of the photo. With a :class:`ccop_mm.datasets.SampleKey` every draw depends on
+                it alone, that of the photo that replaces an unreadable one included.
+        """
+        if not isinstance(idx, SampleKey):
+            return super().__getitem__(idx)
+        with drawing_from(idx):
+            return super().__getitem__(idx.index)
 
     def prepare_data(self, idx: int) -> dict | None:
         """Runs the pipeline. None, for which BaseDataset draws another photo, if this one cannot be read."""

@@ -1,5 +1,8 @@
 """Hooks, and the entry points of tools/train.py and tools/test.py."""
 
+from .checkpoint_hook import SafeCheckpointHook
 from .curriculum_hook import SpatialCurriculumHook
+from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
+from .seed_hook import IterationSeedHook
 
-__all__ = ['SpatialCurriculumHook']
+__all__ = ['FiniteLossHook', 'IterationSeedHook', 'NonFiniteLossError', 'SafeCheckpointHook', 'SpatialCurriculumHook']

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ccop_mm import hosts
+from ccop_mm.engine.checkpoint_hook import find_newest, read_meta
 from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.errors import InputError
 
@@ -50,6 +52,8 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
     if getattr(args, 'amp', False):
         _use_amp(cfg)
+    if getattr(args, 'auto_scale_lr', False):
+        _scale_lr(cfg)
     return hosts.prepare_config(cfg)
 
 
@@ -61,6 +65,12 @@ def _use_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def _scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise InputError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config, and it has none')
+    cfg.auto_scale_lr.enable = True
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner that the config asks for: ``runner_type``, or mmengine's."""
     if 'runner_type' in cfg:
@@ -69,26 +79,42 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Continues a run.
+    """Continues a run, with the seed that it began with if the config names none.
 
     Args:
         cfg (Config): Changed in place.
-        resume (str, optional): None: start anew. ``'auto'``: from the newest checkpoint in the work folder, from the
-            start if there is none. Else a checkpoint file.
+        resume (str, optional): None: start anew. ``'auto'``: from the newest checkpoint in the work folder that reads,
+            as :func:`ccop_mm.engine.checkpoint_hook.find_newest` has it; from the start if there is none. Else a
+            checkpoint file.
 
     Raises:
-        InputError: The file does not exist.
+        InputError: The file does not exist or does not read.
     """
     if resume is None:
         return
-    cfg.resume = True
-    cfg.load_from = None
-    if resume != 'auto':
-        if '://' not in resume and not Path(resume).is_file():
-            raise InputError(
-                f'no checkpoint {resume} to resume from; --resume alone takes the newest in {cfg.work_dir}'
-            )
-        cfg.load_from = resume
+    if resume == 'auto':
+        newest = find_newest(cfg.work_dir)
+        if newest is None:
+            print_log(f'no checkpoint to resume from in {cfg.work_dir}: the run starts anew', logger='current')
+            return
+        path, meta = newest
+    else:
+        path, meta = resume, {} if '://' in resume else _read_named(resume, cfg)
+    cfg.resume, cfg.load_from = True, path
+    # mmengine takes it up as well, but only after it has built the sampler with another one.
+    randomness = cfg.get('randomness') or {}
+    if randomness.get('seed') is None and meta.get('seed') is not None:
+        cfg.randomness = dict(randomness, seed=meta['seed'])
+
+
+def _read_named(path: str, cfg: Config) -> dict:
+    hint = f'--resume alone takes the newest that reads in {cfg.work_dir}'
+    if not Path(path).is_file():
+        raise InputError(f'no checkpoint {path} to resume from; {hint}')
+    try:
+        return read_meta(path)
+    except InputError as error:
+        raise InputError(f'{error}; {hint}') from error
 
 
 def train(cfg: Config) -> Runner:

@@ -6,10 +6,10 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=10, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
+    checkpoint=dict(type='SafeCheckpointHook', interval=10, max_keep_ckpts=3),
+    sampler_seed=dict(type='IterationSeedHook'),
 )
-custom_hooks = [dict(type='SpatialCurriculumHook')]
+custom_hooks = [dict(type='SpatialCurriculumHook'), dict(type='FiniteLossHook')]
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every batch has the same shape

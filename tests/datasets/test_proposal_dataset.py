@@ -5,9 +5,10 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.dataset import default_collate
-from mmselfsup.registry import DATASETS
+from mmselfsup.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader
 
+from ccop_mm.datasets import EpochIndexSampler, SampleKey
 from ccop_mm.errors import InputError
 from ccop_mm.proposals.sources import image_id_of
 from ccop_mm.proposals.store import ProposalStore
@@ -129,3 +130,42 @@ def test_photos_that_all_went_bad_end_in_one_line(folder):
         (folder / 'images' / f'{number}.png').write_bytes(b'')
     with pytest.raises(InputError, match='none of the 5 photos can be read; the last, .*: the file is empty'):
         build(folder)[0]
+
+
+#: A transform of each host that draws from a generator of its own: torch's, Python's or numpy's.
+RANDOM_VIEW = [
+    dict(type='mmselfsup.ObjectResizedCrop', size=32),
+    dict(type='RandomApply', transforms=[dict(type='mmselfsup.ColorJitter', brightness=0.4)], prob=0.8),
+    dict(type='mmselfsup.RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
+    dict(type='mmselfsup.ObjectFlip'),
+]
+
+
+def epoch_of_bytes(dataset, workers, epoch):
+    """Photo, both views and boxes of every sample of a shuffled epoch, as bytes."""
+    sampler = EpochIndexSampler(dataset, seed=3)
+    sampler.set_epoch(epoch)
+    samples = []
+    for row in DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers):
+        label = row['data_samples'].pseudo_label
+        arrays = [*row['inputs'], label.boxes_q, label.boxes_k]
+        samples.append((row['data_samples'].img_path, *(array.numpy().tobytes() for array in arrays)))
+    return samples
+
+
+def test_a_key_decides_all_bytes_of_a_sample_and_of_a_bad_photos_replacement(folder):
+    (folder / 'images' / '2.png').write_bytes(b'no image')
+    (folder / 'images' / '3.png').write_bytes(b'no image')
+    views = dict(type='mmselfsup.TwoObjectViews', transforms=RANDOM_VIEW)
+    dataset = build(folder)
+    dataset.pipeline.transforms[1] = TRANSFORMS.build(views)
+    expected = epoch_of_bytes(dataset, 0, epoch=1)
+    np.random.seed(0)  # the state of a worker must not matter
+    assert epoch_of_bytes(dataset, 0, epoch=1) == expected
+    for workers in (1, 3):
+        assert epoch_of_bytes(dataset, workers, epoch=1) == expected
+    keys = [SampleKey(3, epoch, 0) for epoch in range(4)]
+    assert len({dataset[key]['inputs'][0].numpy().tobytes() for key in keys}) == 4, 'epochs differ'
+    bad = next(i for i in range(5) if '2.png' in dataset.get_data_info(i)['img_path'])
+    taken = {dataset[SampleKey(3, epoch, bad)]['data_samples'].img_path for epoch in range(20)}
+    assert len(taken) == 3, 'any of the good ones may take its place'

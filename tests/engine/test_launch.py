@@ -1,10 +1,13 @@
 import argparse
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from torch.utils._pytree import tree_flatten
 
 from ccop_mm.engine import launch
 from ccop_mm.errors import InputError
@@ -26,7 +29,7 @@ model = dict(
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='EpochIndexSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='ProposalDataset',
@@ -42,7 +45,11 @@ train_dataloader = dict(
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=1))
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', interval=1),
+    logger=dict(type='LoggerHook', interval=1),
+    sampler_seed=dict(type='IterationSeedHook'),
+)
 custom_hooks = [dict(type='SpatialCurriculumHook')]
 randomness = dict(seed=5)
 log_level = 'WARNING'
@@ -85,6 +92,49 @@ def test_trains_and_resumes(config):
     assert torch.load(config.parent / 'cut' / 'epoch_3.pth', weights_only=True)['meta']['epoch'] == 3
 
 
+def history(runner):
+    """Every logged loss of the run so far, and what is in its last checkpoint, flat."""
+    # Ends the workers now; once the runner is garbage, torch waits five seconds for each.
+    runner.train_dataloader._iterator = None
+    scalars = runner.message_hub.log_scalars
+    names = [name for name in scalars if 'loss' in name or name in ('train/lr', 'train/zeta')]
+    checkpoint = torch.load(Path(runner.work_dir, 'epoch_3.pth'), weights_only=True)
+    state = {name: checkpoint[name] for name in ('state_dict', 'optimizer', 'param_schedulers')}
+    return {name: scalars[name].data[0].tolist() for name in names}, tree_flatten(state)[0]
+
+
+def test_a_resumed_run_equals_the_whole_run_to_the_last_bit(config):
+    # No seed in the config: it has to come from the checkpoint. Dropout draws from the process' own generator.
+    options = {
+        'randomness.seed': None,
+        'model.image_projector.dropout': 0.1,
+        'model.object_projector.dropout': 0.1,
+        'train_dataloader.num_workers': 2,
+        'train_dataloader.persistent_workers': True,
+        'experiment_name': 'whole',
+    }
+    whole = launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    losses, state = history(whole)
+    assert losses.keys() >= {'train/loss', 'train/loss_img', 'train/loss_obj', 'train/loss_intra', 'train/zeta'}
+    assert len(losses['train/loss']) == 6 and len(state) > 200
+    for workers in (0, 2):
+        work_dir = config.parent / f'resumed{workers}'
+        work_dir.mkdir()
+        shutil.copy(Path(whole.work_dir, 'epoch_1.pth'), work_dir)
+        options |= {
+            'train_dataloader.num_workers': workers,
+            'train_dataloader.persistent_workers': workers > 0,
+            'experiment_name': f'resumed{workers}',
+        }
+        cfg = launch.load_config(arguments(config, work_dir=str(work_dir), cfg_options=options))
+        launch.set_resume(cfg, 'auto')
+        resumed_losses, resumed_state = history(launch.train(cfg))
+        assert resumed_losses == losses
+        assert len(resumed_state) == len(state)
+        for value, expected in zip(resumed_state, state, strict=True):
+            assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected
+
+
 def test_running_statistics_move(config):
     runner = launch.train(launch.load_config(arguments(config, cfg_options={'train_cfg.max_epochs': 1})))
     assert not torch.equal(runner.model.backbone.bn1.running_mean, torch.zeros(8))
@@ -100,7 +150,8 @@ def test_options_replace_settings(config):
 
 
 @pytest.mark.parametrize(
-    'text, message', [(None, 'no config file'), ('model = dict(', 'cannot be read as a config'), ('_base_ = "no.py"', 'no')]
+    'text, message',
+    [(None, 'no config file'), ('model = dict(', 'cannot be read as a config'), ('_base_ = "no.py"', 'no')],
 )
 def test_unreadable_config_is_one_line(tmp_path, text, message):
     path = tmp_path / 'broken.py'
@@ -135,12 +186,46 @@ def test_absent_data_is_one_line(config, options, message):
     assert '\n' not in str(caught.value)
 
 
+def test_the_learning_rate_scales_with_the_photos_of_a_step(config):
+    changes = {
+        'auto_scale_lr': dict(enable=False, base_batch_size=16),
+        'train_cfg.max_epochs': 1,
+        'param_scheduler': [],
+    }
+    cfg = launch.load_config(arguments(config, auto_scale_lr=True, cfg_options=changes))
+    assert launch.train(cfg).optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 4 / 16)
+    with pytest.raises(InputError, match='base_batch_size'):
+        launch.load_config(arguments(config, auto_scale_lr=True))
+
+
 def test_absent_checkpoints_are_one_line(config):
     cfg = launch.load_config(arguments(config))
     with pytest.raises(InputError, match='no checkpoint nothing.pth to resume from'):
         launch.set_resume(cfg, 'nothing.pth')
     with pytest.raises(InputError, match='no checkpoint nothing.pth'):
         launch.test(cfg, 'nothing.pth')
+
+
+def test_a_damaged_checkpoint_is_one_line(config):
+    damaged = config.parent / 'damaged.pth'
+    damaged.write_bytes(b'no zip')
+    with pytest.raises(InputError, match=r'damaged\.pth does not read as a checkpoint \(BadZipFile.*newest that reads'):
+        launch.set_resume(launch.load_config(arguments(config)), str(damaged))
+
+
+def test_without_a_checkpoint_the_run_starts_anew(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth'))
+    launch.set_resume(cfg, 'auto')
+    assert 'resume' not in cfg and cfg.load_from == 'weights.pth'
+
+
+@pytest.mark.parametrize('own, expected', [(None, 11), (7, 7)])
+def test_a_resumed_run_takes_the_seed_of_its_checkpoint(tmp_path, own, expected):
+    torch.save(dict(meta=dict(seed=11)), tmp_path / 'epoch_1.pth')
+    cfg = Config(dict(work_dir=str(tmp_path), randomness=dict(seed=own, deterministic=True)))
+    launch.set_resume(cfg, 'auto')
+    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'epoch_1.pth'))
+    assert cfg.randomness == dict(seed=expected, deterministic=True)
 
 
 def test_pre_training_has_no_test_loop_and_says_so(config):
