@@ -88,6 +88,9 @@ class KeyPlan:
     def take_images(self, images: Tensor) -> Tensor:
         """The images ``(B, ...)`` that this rank encodes, from all ranks' batches."""
         if self.exchange:
+            device = images.device.type
+            if torch.is_autocast_enabled(device):  # the first convolution would round them so anyway: half the bytes
+                images = images.to(torch.get_autocast_dtype(device))
             images = _all_gather(images).flatten(0, 1)  # (world, B, ...) -> (world * B, ...)
         return images[self.images.to(images.device, non_blocking=True)]
 

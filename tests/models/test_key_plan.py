@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ccop_mm.models import key_plan
 from ccop_mm.models.key_plan import group_sizes, plan_keys
 
 SCRIPT = Path(__file__).with_name('two_ranks.py')
@@ -38,6 +39,33 @@ def test_plans_differ_from_step_to_step():
     boxes, batch_index = torch.zeros(0, 3, 4), torch.zeros(0, dtype=torch.long)
     orders = {tuple(plan_keys(boxes, batch_index, 16, 'split', step).images.tolist()) for step in range(20)}
     assert len(orders) == 20
+
+
+@pytest.mark.parametrize('half, limit', [(False, 25e6), (True, 12.5e6)])
+def test_bytes_that_a_rank_sends(half, limit, monkeypatch, generator):
+    # The released code sends 156 MB a step at this size, 136 MB of it to un-shuffle feature maps.
+    sent = []
+
+    def all_gather(tensor, group=None):
+        sent.append(tensor.numel() * tensor.element_size())
+        return torch.stack([tensor, tensor])
+
+    monkeypatch.setattr(key_plan, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(key_plan, '_host_group', lambda: None)
+    monkeypatch.setattr(key_plan, '_all_gather', all_gather)
+    images, objects, candidates = 32, 12, 10
+    batch_index = torch.arange(images).repeat_interleave(objects)
+    boxes = torch.rand(images * objects, candidates, 4, generator=generator)
+    plan = plan_keys(boxes, batch_index, images, 'auto', step=0)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=half):
+        plan.take_images(torch.zeros(images, 3, 224, 224))
+        plan.restore_images(torch.zeros(images, 128))
+        plan.restore_objects(torch.zeros(len(plan.boxes), candidates, 128))
+    key_plan.gather_rows(torch.zeros(images, 128), [images] * 2)  # what enters the queues
+    key_plan.gather_rows(torch.zeros(images * objects, 128), plan.object_counts)
+    views = 3 * 224 * 224 * images * (2 if half else 4)
+    assert views < sum(sent) < limit
+    print(f'{sum(sent) / 1e6:.2f} MB')
 
 
 @pytest.fixture(scope='module')
