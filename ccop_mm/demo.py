@@ -85,7 +85,7 @@ def take_photos(source: Path, out: Path, num_train: int, num_val: int) -> Data:
         splits[name] = _shorten(annotations, images, out / 'data' / f'instances_{name}.json', limit)
     others = f'{splits["val"].photos} others'
     measured = 'the same ones, for want of others, so the numbers flatter' if val is None else others
-    note = f'{splits["train"].photos} photos of {source} to learn from; measured on {measured}'
+    note = f'{splits["train"].photos} photos of {source.name} to learn from; measured on {measured}'
     return Data(splits['train'], splits['val'], _classes(splits['train'].annotations), out / 'proposals.npz', note)
 
 
@@ -256,7 +256,7 @@ def run_demo(
     out = out.absolute()
     prepare_folder(out)
     data = (
-        take_photos(source.absolute(), out, num_train, num_val) if source else make_scenes(scenes, num_train, num_val)
+        take_photos(source.resolve(), out, num_train, num_val) if source else make_scenes(scenes, num_train, num_val)
     )
     print(f'photos: {data.note}')
     pretrain, transfer = write_configs(data, out, pretrain_steps, transfer_steps)

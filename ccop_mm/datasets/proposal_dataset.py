@@ -19,8 +19,7 @@ class ProposalDataset(BaseDataset):
 
     Proposals are looked up by image id and checked by file name, never by position. A photo without any proposal is
     normal: it trains the image loss. Photos that could not be read when proposals were made are left out; one that
-        cannot
-    be read now is named once in the log and another takes its place.
+    cannot be read now is named once in the log and another takes its place.
 
     Args:
         proposal_file (str): What tools/propose.py wrote.

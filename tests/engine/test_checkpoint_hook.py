@@ -128,6 +128,14 @@ def test_the_old_best_goes_when_the_new_one_is_whole(tmp_path, monkeypatch):
     ]
 
 
+def test_a_new_best_under_the_name_of_the_old_one_stays(tmp_path):
+    runner = train(tmp_path, 'SafeCheckpointHook', interval=1, save_best='acc')
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    for score in (8.0, 9.0):
+        hook.after_val_epoch(runner, dict(acc=score))
+        assert [name for name in weights(tmp_path) if 'best' in name] == ['best_acc_epoch_5.pth']
+
+
 @pytest.fixture
 def warnings(caplog):
     """Messages logged at WARNING."""
