@@ -255,9 +255,7 @@ def run_demo(
     started = time.monotonic()
     out = out.absolute()
     prepare_folder(out)
-    data = (
-        take_photos(source.resolve(), out, num_train, num_val) if source else make_scenes(scenes, num_train, num_val)
-    )
+    data = take_photos(source.resolve(), out, num_train, num_val) if source else make_scenes(scenes, num_train, num_val)
     print(f'photos: {data.note}')
     pretrain, transfer = write_configs(data, out, pretrain_steps, transfer_steps)
     tools, logs = ROOT / 'tools', out / 'logs'
