@@ -200,7 +200,7 @@ class CCOP(BaseModel):
         self.object_queue.enqueue(gather_rows(object_k, plan.object_counts))
         similarity = (object_q.detach() * object_k).sum()
         losses['hardest_similarity'] = similarity / max(len(object_k), 1)
-        losses['objects_per_image'] = similarity.new_tensor(len(object_k) / len(labels))
+        losses['objects_per_image'] = similarity.new_full((), len(object_k) / len(labels))
         return losses
 
     @torch.no_grad()

@@ -20,9 +20,9 @@ def mean_over_ranks(total: Tensor, count: Tensor | float) -> Tensor:
         total (Tensor): This rank's sum, a scalar.
         count (Tensor | float): This rank's number of items.
     """
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    # new_full fills on the device; making the tensor from a number would copy it there and wait.
+    count = count.to(total.dtype) if isinstance(count, Tensor) else total.new_full((), count)
     if get_world_size() > 1:
-        count = count.clone()
         all_reduce(count, op='mean')
     return total / count.clamp(min=1 / get_world_size())
 

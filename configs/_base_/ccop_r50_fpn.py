@@ -1,7 +1,12 @@
 # The algorithm by the paper (arXiv 2111.13651); the defaults of ccop_mm.models.CCOP are the paper's.
 model = dict(
     type='CCOP',
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        non_blocking=True,  # the loader pins its memory
+    ),
     backbone=dict(
         type='mmdet.ResNet',
         depth=50,

@@ -135,6 +135,18 @@ def test_a_resumed_run_equals_the_whole_run_to_the_last_bit(config):
             assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected
 
 
+def test_a_run_without_any_object_trains_the_image_loss(config):
+    store = ProposalStore.load(config.parent / 'proposals.npz')
+    bare = [(i, store.file_name(i), store.size(i), []) for i in store.image_ids.tolist()]
+    ProposalStore(bare).save(config.parent / 'proposals.npz')
+    scaled = {'optim_wrapper.clip_grad': dict(max_norm=1.0), 'optim_wrapper.accumulative_counts': 2}
+    runner = launch.train(launch.load_config(arguments(config, cfg_options=scaled)))
+    history = runner.message_hub.log_scalars
+    assert history['train/loss_obj'].data[0].tolist() == history['train/loss_intra'].data[0].tolist() == [0.0] * 6
+    assert all(0 < loss < 20 for loss in history['train/loss_img'].data[0])
+    assert all(torch.isfinite(value).all() for value in runner.model.state_dict().values())
+
+
 def test_running_statistics_move(config):
     runner = launch.train(launch.load_config(arguments(config, cfg_options={'train_cfg.max_epochs': 1})))
     assert not torch.equal(runner.model.backbone.bn1.running_mean, torch.zeros(8))

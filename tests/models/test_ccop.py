@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from mmselfsup.models import MoCo
 from mmselfsup.registry import MODELS
@@ -13,6 +15,7 @@ from mmselfsup.structures import SelfSupDataSample
 from ccop_mm.models import losses
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'data' / 'golden_r18_128.json').read_text())
+REFERENCE = Path(__file__).parents[2] / 'configs' / 'ccop' / 'ccop-reference_r50_fpn_800e_coco.py'
 
 
 def config(**changes):
@@ -54,7 +57,10 @@ def gradients(model):
 
 
 class TestReleasedCode:
-    """The authors' released code, run once on weights and views that the golden file's rules make again."""
+    """The authors' released code, run once on weights and views that the golden file's rules make again.
+
+    Ours is the ``reference`` preset as its config file has it.
+    """
 
     @staticmethod
     def draw(name, shape):
@@ -79,26 +85,20 @@ class TestReleasedCode:
     def run_step(self):
         settings = GOLDEN['config']
         torch.manual_seed(0)
-        model = MODELS.build(
-            config(
-                backbone=dict(
-                    type='mmdet.ResNet', depth=18, norm_eval=False, frozen_stages=-1, norm_cfg=dict(type='BN')
-                ),
-                neck=dict(
-                    type='mmdet.FPN',
-                    in_channels=[64, 128, 256, 512],
-                    out_channels=256,
-                    num_outs=4,
-                    norm_cfg=dict(type='BN'),
-                ),
-                image_projector=dict(type='mmselfsup.ProjectionMLP', in_channels=512),
-                object_projector=dict(type='mmselfsup.ProjectionMLP', in_channels=256 * 49),
-                intra_loss=dict(type='mmselfsup.IntraImageLoss', mode='triplet'),
-                box_jitter=dict(type='mmselfsup.SCSBoxJitter', include_original=True, redraw=False, anchor='center'),
-                queue_len=settings['queue_len'],
-                key_batch='none',
-            )
+        cfg = Config.fromfile(REFERENCE)
+        # The golden run's size, and no dropout.
+        cfg.merge_from_dict(
+            {
+                'model.backbone.depth': 18,
+                'model.neck.in_channels': [64, 128, 256, 512],
+                'model.image_projector': dict(in_channels=512, dropout=0.0),
+                'model.object_projector.dropout': 0.0,
+                'model.queue_len': settings['queue_len'],
+                'model.key_batch': 'none',
+            }
         )
+        with DefaultScope.overwrite_default_scope('mmselfsup'):
+            model = MODELS.build(cfg.model)
         for name, parameter in model.named_parameters():
             if not name.startswith('encoder_k.'):
                 theirs = name.replace('image_projector', 'image_neck').replace('object_projector', 'object_neck')
@@ -319,6 +319,31 @@ def test_embed_objects_serves_boxes_on_any_device(generator):
         embeddings = model.embed_objects(model.extract_feat(views), boxes, torch.tensor([0, 0, 0, 1]))
     assert embeddings.shape == (4, 128)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+
+
+def test_a_compiled_backbone_changes_neither_losses_nor_names(generator):
+    batches = [random_batch([2, 3, 0, 1], generator) for _ in range(2)]
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(4)
+        model = MODELS.build(config()).train()
+        if compiled:
+            model.backbone.compile(backend='aot_eager')
+            model.encoder_k.backbone.compile(backend='aot_eager')
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for batch in batches:
+            result = model.loss(*batch)
+            optimizer.zero_grad()
+            sum(value for name, value in result.items() if 'loss' in name).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        found.append((model, {name: value.item() for name, value in result.items()}))
+    (plain, expected), (other, losses_of_compiled) = found
+    assert losses_of_compiled == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert list(plain.state_dict()) == list(other.state_dict())
+    torch.testing.assert_close(
+        other.encoder_k.backbone.conv1.weight, plain.encoder_k.backbone.conv1.weight, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_half_precision_follows_full_precision(generator):
