@@ -3,6 +3,9 @@ _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_ru
 
 custom_imports = dict(imports=['ccop_mm'], allow_failed_imports=False)
 
+# Saves before it deletes; see docs/design.md.
+default_hooks = dict(checkpoint=dict(type='mmselfsup.SafeCheckpointHook'))
+
 # What differs from mmdet's base is the paper's protocol, by the Detectron2 configs released with it: normalization trains,
 # synchronized, in backbone and FPN, and no stage is frozen. The paper says heads too, but the two-layer box head of those
 # configs has no norm layer; box and mask head stay mmdet's. No ImageNet weights: backbone and FPN come from CCOP.

@@ -247,6 +247,15 @@ def test_pre_training_has_no_test_loop_and_says_so(config):
         launch.test(launch.load_config(arguments(config)), str(checkpoint))
 
 
+def test_a_resumed_transfer_does_not_ask_for_the_pre_training_checkpoint():
+    init = dict(type='CCOPPretrained', checkpoint='gone.pth')
+    cfg = Config(dict(work_dir='nowhere', model=dict(init_cfg=init)))
+    launch.set_resume(cfg, 'auto')
+    assert cfg.model.init_cfg == init, 'nothing to resume from: the run starts anew'
+    launch.set_resume(cfg, 'https://host/epoch_1.pth')
+    assert cfg.model.init_cfg is None
+
+
 def test_resume_names_the_checkpoint():
     cfg = Config(dict(work_dir='work'))
     launch.set_resume(cfg, None)
