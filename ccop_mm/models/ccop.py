@@ -21,6 +21,11 @@ ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
 FEW_IMAGES = 8
 
 
+def _synchronizes(module: nn.Module) -> bool:
+    """Whether batch statistics are taken over all ranks, by torch's or mmcv's layer of this name."""
+    return any(type(part).__name__ == 'SyncBatchNorm' for part in module.modules())
+
+
 @MODELS.register_module()
 class CCOP(BaseModel):
     """CCOP: contrast between images, between objects, and between the objects of one image.
@@ -85,6 +90,8 @@ class CCOP(BaseModel):
             data_preprocessor={'type': 'mmselfsup.TwoViewDataPreprocessor', **(data_preprocessor or {})},
             init_cfg=init_cfg,
         )
+        if key_batch == 'sync' and torch.cuda.is_available() and not _synchronizes(self.backbone):
+            raise ValueError("key_batch='sync' needs norm_cfg=dict(type='SyncBN') in backbone and neck")
         self.image_projector = MODELS.build(image_projector)
         self.object_projector = MODELS.build(object_projector)
         self.image_head = MODELS.build(image_head or dict(type='mmselfsup.ImageContrastHead'))

@@ -373,6 +373,15 @@ def test_few_images_a_group_are_warned_of_once(generator):
     assert len([one for one in caught if 'share batch statistics' in str(one.message)]) == 1
 
 
+def test_sync_asks_for_layers_that_synchronize(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    with pytest.raises(ValueError, match='needs norm_cfg=dict'):
+        MODELS.build(config(key_batch='sync'))
+    changes = config(key_batch='sync')
+    changes['backbone']['norm_cfg'] = dict(type='SyncBN')
+    assert MODELS.build(changes).key_batch == 'sync'
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
