@@ -73,7 +73,8 @@ class FiniteLossHook(Hook):
     its batch as the loader gave it, the config, the random state, and the model as the failing forward pass used it.
     The weights are still those. Buffers that a forward pass overwrites (CCOP's queues, 67 MB at the paper's length) are
     copied before each; running statistics are not, since a training step does not read them. The key encoder has moved
-    on already, which the replay does not repeat. The file is as large as batch and checkpoint without optimizer.
+    on already, which the replay does not repeat. The file is as large as a checkpoint without optimizer state
+    (526 MB for the paper's model) and the batch.
 
     If gradients are at fault while the loss is finite, it is the next iteration that ends here, and its replay says
     that the weights are not finite.
@@ -97,6 +98,7 @@ class FiniteLossHook(Hook):
         # Functions, not methods: with a method, a deep copy of the model would copy this hook.
         def before_forward(module, args, kwargs):
             if self._batch is not None and kwargs.get('mode') == 'loss':
+                self._check(runner)  # of another forward pass in this iteration
                 self._before = None  # first, so that its memory is used again
                 self._before = _snapshot(volatile, device)
 

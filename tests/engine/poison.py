@@ -1,8 +1,12 @@
 """Imported by the runs of test_finite_loss_hook.py and test_replay.py, in this process and in others."""
 
+import contextlib
+
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
-from mmselfsup.registry import TRANSFORMS
+from mmengine.optim import OptimWrapper
+from mmselfsup.registry import OPTIM_WRAPPERS, TRANSFORMS
 
 
 @TRANSFORMS.register_module()
@@ -17,3 +21,13 @@ class PoisonPhoto(BaseTransform):
         if results['img_path'].endswith(self.name):
             results['img'][0][5, 7, 1] = np.nan
         return results
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16Wrapper(OptimWrapper):
+    """mmengine's AmpOptimWrapper needs a GPU."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ccop_mm.engine import NonFiniteLossError, finite_loss_hook
+from ccop_mm.engine.replay import replay
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -156,3 +157,4 @@ def test_two_ranks_stop_together_when_one_sees_nan(small_config, tmp_path):
     assert f'; images 14, 16; which image, and where: python tools/replay.py {path}' in done.stderr
     assert 'error: stopped at iteration 2 of 2: the loss is not finite on rank 0, see there' in done.stderr
     assert [file.name for file in path.parent.glob('*.pth')] == [path.name]
+    assert [image.img_id for image in replay(path).culprits] == [16]

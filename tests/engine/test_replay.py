@@ -59,16 +59,17 @@ def test_names_exactly_the_image_and_where(small_config, capsys):
     assert 'its replay:  loss nan, loss_img nan' in out and out.endswith('\nreproduced, alone by: 15\n')
 
 
-@pytest.mark.parametrize('key_batch', ['split', 'none'])
-def test_repeats_the_step_to_the_last_bit(small_config, capsys, key_batch):
+@pytest.mark.parametrize('key_batch, wrapper', [('split', 'OptimWrapper'), ('none', 'Bfloat16Wrapper')])
+def test_repeats_the_step_to_the_last_bit(small_config, capsys, key_batch, wrapper):
     def spoil(model):
         model.image_head.temperature = 1e-45  # every logit becomes infinite or NaN
 
     # The third step: the queues have wrapped around, the key encoder has moved, dropout has drawn.
-    cfg = small_config(train_dataloader={'batch_size': 2}, model={'key_batch': key_batch})
+    cfg = small_config(model={'key_batch': key_batch}, optim_wrapper={'type': wrapper})
     path = stop(cfg, ChangeAt(3, spoil))
     recorded = torch.load(path, weights_only=True)
-    assert recorded['iteration'] == 3 and 0 < recorded['progress'] == 2 / 4
+    assert recorded['iteration'] == 3 and recorded['progress'] == 2 / 4
+    assert recorded['autocast'] == ('torch.bfloat16' if wrapper == 'Bfloat16Wrapper' else None)
     report = replay(path)
     for name in ('loss_obj', 'loss_intra'):
         assert report.batch.losses[name] == recorded['losses'][name] != 0, name
