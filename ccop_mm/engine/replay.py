@@ -150,6 +150,8 @@ def replay(path: str | Path, device: str | None = None) -> Report:
 
 def _build(config: dict) -> nn.Module:
     """The model of a dump's config, which chooses among registered parts and cannot name any other function."""
+    if not isinstance(config.get('model'), dict):
+        raise InputError('the run had no config of its model, so this dump cannot be replayed')
     _check_types(config['model'], 'model')
     _check_types(config.get('data_preprocessor'), 'data_preprocessor')
     config = Config(config)
