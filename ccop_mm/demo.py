@@ -96,7 +96,7 @@ def _find_annotations(source: Path) -> tuple[Path, Path | None]:
     if not instances:
         raise InputError(f'{source} holds no annotations/*.json; the demo needs a folder in COCO layout')
     train = next((file for file in instances if 'train' in file.name), instances[0])
-    return train, next((file for file in instances if 'val' in file.name), None)
+    return train, next((file for file in instances if 'val' in file.name and file != train), None)
 
 
 def _shorten(annotations: Path, images: Path, out: Path, limit: int) -> Split:

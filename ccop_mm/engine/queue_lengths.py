@@ -3,10 +3,12 @@
 import logging
 
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS
 
+from ccop_mm.errors import InputError
 from ccop_mm.models.queue import suggest_lengths
 
 #: Share of a photo's proposals that both views show: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at 224 px, on 31
@@ -36,6 +38,11 @@ def fit_queues(cfg: Config) -> None:
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
         photos = DATASETS.build({**dataset, 'pipeline': []})
+    photos_a_step = loader.get('batch_size', 1) * get_world_size()
+    if len(photos) < photos_a_step:
+        raise InputError(
+            f'{len(photos)} photos are fewer than the {photos_a_step} of a step: lower train_dataloader.batch_size'
+        )
     objects = SHARE_IN_BOTH_VIEWS * photos.mean_proposals()
     suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(photos), objects), strict=True))
     of = f'{len(photos)} photos with about {objects:.1f} objects in both views'

@@ -98,6 +98,10 @@ class CCOP(BaseModel):
         self.object_head = MODELS.build(object_head or dict(type='mmselfsup.ObjectContrastHead'))
         self.intra_loss = MODELS.build(intra_loss or dict(type='mmselfsup.IntraImageLoss'))
         self.box_jitter = TRANSFORMS.build(box_jitter or dict(type='mmselfsup.SCSBoxJitter'))
+        if not (self.box_jitter.redraw or self.box_jitter.include_original):
+            raise ValueError(
+                'box_jitter.redraw=False needs include_original=True: else most objects have no valid positive'
+            )
         if self.intra_loss.mode == 'triplet' and not self.box_jitter.include_original:
             raise ValueError(
                 "intra_loss.mode='triplet' needs box_jitter.include_original=True: it uses those embeddings"

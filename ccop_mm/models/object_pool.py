@@ -97,6 +97,11 @@ class ObjectPool(nn.Module):
         parts = rois.rows.to(dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
-                layer(level.to(dtype), part) for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
+                layer(level.to(dtype), part) if len(part) else self._nothing(level.to(dtype))
+                for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
             ]
         return torch.cat(pooled)
+
+    def _nothing(self, level: Tensor) -> Tensor:
+        """``(0, C, 7, 7)`` of a level, in its graph. mmcv's CUDA kernel cannot be launched for no box."""
+        return level[:0, :, :1, :1].expand(-1, -1, self.output_size, self.output_size)

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from ccop_mm.engine.queue_lengths import fit_queues
+from ccop_mm.errors import InputError
 from ccop_mm.models.queue import suggest_lengths
 from ccop_mm.proposals.sources import image_id_of
 from ccop_mm.proposals.store import ProposalStore
@@ -70,3 +71,9 @@ def test_other_models_and_data_sets_are_left_alone(config, changes):
     config.merge_from_dict(changes)
     fit_queues(config)
     assert config.model.queue_len == 'auto'
+
+
+def test_fewer_photos_than_a_step_are_one_line(config):
+    config.train_dataloader.batch_size = 21
+    with pytest.raises(InputError, match='20 photos are fewer than the 21 of a step'):
+        fit_queues(config)

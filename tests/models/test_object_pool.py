@@ -91,3 +91,13 @@ def test_half_precision_features_are_pooled_in_float32(generator):
 def test_levels_and_thresholds_must_match():
     with pytest.raises(ValueError, match='4 levels need 3 rising level_sides'):
         ObjectPool(level_sides=(48, 96))
+
+
+def test_the_kernel_is_never_asked_for_no_box(generator, monkeypatch):
+    # Its CUDA launcher would be given a grid of no blocks.
+    pool = ObjectPool()
+    for layer in pool.layers[1:]:
+        monkeypatch.setattr(layer, 'forward', lambda *args: pytest.fail('called without a box'))
+    pyramid = pyramid_of(generator)
+    pooled = pool(pyramid, pool.plan(torch.tensor([[3.0, 4, 20, 30]]), torch.tensor([0])))
+    assert pooled.shape == (1, 3, 7, 7)
