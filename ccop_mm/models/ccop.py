@@ -182,6 +182,10 @@ class CCOP(BaseModel):
         seeds = np.random.SeedSequence([torch.initial_seed(), get_rank(), step]).generate_state(1, np.uint64)
         self._generator.manual_seed(int(seeds[0] >> np.uint64(1)))
         candidates, valid = self.box_jitter.jitter(boxes_k, images_k.shape[-2:], self._generator)
+        usable = valid.any(1)  # a key box without area in its view has no candidate: that object is left out
+        candidates, valid, boxes_q, boxes_k, batch_index = (
+            tensor[usable] for tensor in (candidates, valid, boxes_q, boxes_k, batch_index)
+        )
         plan = plan_keys(candidates, batch_index, len(images_k), self.key_batch, step, self.bn_group)
         self._warn_of_small_groups(plan.sizes)
 

@@ -252,6 +252,17 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(generator):
             assert found['object_projector.fc2.weight'].abs().max() == 0
 
 
+def test_an_object_without_a_valid_candidate_is_left_out(generator):
+    views, samples = random_batch([2, 3, 1, 2], generator)
+    model = MODELS.build(config()).train()
+    samples[1].pseudo_label.boxes_k[1] = torch.tensor([20.0, 20, 20, 50])  # no width
+    samples[3].pseudo_label.boxes_k[0] = torch.tensor([300.0, 20, 340, 50])  # outside the view
+    result = model.loss(views, samples)
+    assert result['objects_per_image'].item() == 6 / 4
+    assert model.object_queue.pointer.item() == 6
+    assert all(torch.isfinite(value) for value in result.values())
+
+
 def test_running_statistics_move_and_the_key_encoder_starts_as_the_query(generator):
     model = MODELS.build(config(key_batch='none')).train()
     model.init_weights()
