@@ -11,7 +11,7 @@ class TwoViewDataPreprocessor(SelfSupDataPreprocessor):
     """Moves both views to the device and normalizes them; the boxes stay on the CPU.
 
     mmselfsup's preprocessor would move every image's boxes by itself, a small copy each. CCOP jitters them and assigns
-    them to pyramid levels on the CPU and then makes a few small copies (:class:`ccop_mm.models.CCOP`). Arguments are those of
+    them to pyramid levels on the CPU and then copies them (:class:`ccop_mm.models.CCOP`). Arguments are those of
     mmengine's ``ImgDataPreprocessor``.
     """
 
