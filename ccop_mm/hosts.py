@@ -30,6 +30,7 @@ def mend():
     drop_missing_locations()
     allow_checkpoint_types()
     remove_unsafe_fallback()
+    ignore_config_text_on_resume()
     initialize_on_cpu()
     exchange_names_as_json()
 
@@ -160,6 +161,38 @@ def _load_weights_only(file, map_location=None, weights_only=True):
     # Once more: torch.serialization.safe_globals() forbids on leaving what had been allowed before it as well.
     allow_checkpoint_types()
     return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def ignore_config_text_on_resume():
+    """Lets a run resume from a checkpoint without executing the text that the checkpoint carries.
+
+    Fault: ``Runner.resume`` (mmengine 0.10.7, onedl-mmengine 0.10.12) parses ``meta['config']``, the text of a Python
+    file, by running it; so a checkpoint executes whatever its maker wrote there, although its tensors were loaded with
+    care. mmengine itself writes no such entry (its key is ``cfg``), and reads of it ``gpu_ids`` alone. It is dropped
+    before ``resume`` sees it.
+    """
+    from mmengine.runner import Runner
+
+    resume = Runner.resume
+    if hasattr(resume, '__wrapped__'):
+        return
+
+    @functools.wraps(resume)
+    def wrapped(self, *args, **kwargs):
+        load = self.load_checkpoint
+
+        def load_without_config(*args, **kwargs):
+            checkpoint = load(*args, **kwargs)
+            checkpoint['meta'].pop('config', None)
+            return checkpoint
+
+        self.load_checkpoint = load_without_config
+        try:
+            return resume(self, *args, **kwargs)
+        finally:
+            del self.load_checkpoint  # the class's own is visible again
+
+    Runner.resume = wrapped
 
 
 def _on_cpu():

@@ -16,6 +16,14 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('dump', nargs='+', help='what a stopped run wrote into its work folder')
     parser.add_argument('--device', help="e.g. cpu; the run's kind of device by default, if there is one")
+    parser.add_argument(
+        '--import',
+        dest='imports',
+        action='append',
+        default=[],
+        metavar='MODULE',
+        help="a module of your own that the run's custom_imports names; may be repeated",
+    )
     return parser.parse_args(argv)
 
 
@@ -25,7 +33,7 @@ def main(argv=None):
     args = parse_args(argv)
     reports = []
     for path in args.dump:
-        reports.append(replay(path, args.device))
+        reports.append(replay(path, args.device, args.imports))
         print(reports[-1])
     return 0 if any(report.reproduced for report in reports) else 1
 

@@ -45,8 +45,8 @@ def load_config(args: argparse.Namespace) -> Config:
         raise InputError(f'no config file {args.config}')
     try:
         cfg = Config.fromfile(args.config)
-    except (SyntaxError, OSError, KeyError) as error:
-        raise InputError(f'{args.config} cannot be read as a config: {error}') from error
+    except Exception as error:  # a config is Python: a slip in it may raise anything
+        raise InputError(f'{args.config} cannot be read as a config: {type(error).__name__}: {error}') from error
     cfg.launcher = args.launcher
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'

@@ -22,6 +22,9 @@ from ccop_mm.models.momentum import MomentumEncoder
 #: Scopes in which a dump's config may name registered parts.
 SCOPES = ('mmengine', 'mmcv', 'mmcls', 'mmdet', 'mmselfsup')
 
+#: Packages that a dump may ask to import. Importing a module runs it, and a dump may come from anyone.
+PACKAGES = ('ccop_mm', *SCOPES)
+
 
 @dataclasses.dataclass
 class Outcome:
@@ -111,7 +114,7 @@ class Report:
         return f'reproduced, alone by: {ids}'
 
 
-def replay(path: str | Path, device: str | None = None) -> Report:
+def replay(path: str | Path, device: str | None = None, imports: Sequence[str] = ()) -> Report:
     """Runs the step's forward pass again, in one process: the whole batch, then every image as a batch of one.
 
     The whole batch repeats the run to the last bit where the arithmetic does (one process, CPU, equal thread counts).
@@ -121,14 +124,17 @@ def replay(path: str | Path, device: str | None = None) -> Report:
     Args:
         path (str | Path): What :class:`ccop_mm.engine.finite_loss_hook.FiniteLossHook` wrote.
         device (str, optional): Such as ``'cpu'``; the run's kind of device where there is one by default.
+        imports (Sequence[str]): Modules of the user's own that the run's ``custom_imports`` names and that may be
+            imported; those of :data:`PACKAGES` may be without being named.
 
     Raises:
-        InputError: The dump cannot be read, or its config is of parts that are not registered here.
+        InputError: The dump cannot be read, its config is of parts that are not registered here, or it asks for an
+            import that was not named.
     """
     dump = read_dump(path)
     if device is None:
         device = dump['device'] if dump['device'] == 'cpu' or torch.cuda.is_available() else 'cpu'
-    model = _build(dump['config']).to(device)
+    model = _build(dump['config'], imports).to(device)
     notes = []
     spoiled = [name for name, value in model.named_parameters() if not _finite(dump['state'][name])]
     if spoiled:
@@ -148,18 +154,14 @@ def replay(path: str | Path, device: str | None = None) -> Report:
     return Report(title, dump['losses'], notes, _run(model, dump, dump['batch']), images)
 
 
-def _build(config: dict) -> nn.Module:
+def _build(config: dict, imports: Sequence[str]) -> nn.Module:
     """The model of a dump's config, which chooses among registered parts and cannot name any other function."""
     if not isinstance(config.get('model'), dict):
         raise InputError('the run had no config of its model, so this dump cannot be replayed')
     _check_types(config['model'], 'model')
     _check_types(config.get('data_preprocessor'), 'data_preprocessor')
+    _import_parts(config.get('custom_imports') or {}, imports)
     config = Config(config)
-    if config.get('custom_imports'):
-        try:
-            import_modules_from_strings(**config.custom_imports)
-        except ImportError as error:
-            raise InputError(f'the run imported what cannot be imported here: {error}') from error
     init_default_scope(config.get('default_scope') or 'mmselfsup')
     # As mmengine's Runner does: a preprocessor may stand beside the model.
     if config.get('data_preprocessor') is not None:
@@ -169,6 +171,22 @@ def _build(config: dict) -> nn.Module:
         if isinstance(module, MomentumEncoder):
             module.momentum = 1.0  # the state holds it as the step had already moved it on
     return model.train()
+
+
+def _import_parts(custom_imports: dict, allowed: Sequence[str]) -> None:
+    """Imports the modules that the run registered parts from: this family's, and those that the user has named."""
+    names = custom_imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    strangers = [name for name in names if name.partition('.')[0] not in PACKAGES and name not in allowed]
+    if strangers:
+        raise InputError(
+            f'the run imported {", ".join(strangers)}, and importing a module runs it; if you trust what is found under '
+            f'this name here, add {" ".join(f"--import {name}" for name in strangers)}'
+        )
+    try:
+        import_modules_from_strings(names, custom_imports.get('allow_failed_imports', False))
+    except ImportError as error:
+        raise InputError(f'the run imported what cannot be imported here: {error}') from error
 
 
 def _check_types(node, where: str) -> None:

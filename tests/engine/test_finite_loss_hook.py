@@ -157,4 +157,4 @@ def test_two_ranks_stop_together_when_one_sees_nan(small_config, tmp_path):
     assert f'; images 14, 16; which image, and where: python tools/replay.py {path}' in done.stderr
     assert 'error: stopped at iteration 2 of 2: the loss is not finite on rank 0, see there' in done.stderr
     assert [file.name for file in path.parent.glob('*.pth')] == [path.name]
-    assert [image.img_id for image in replay(path).culprits] == [16]
+    assert [image.img_id for image in replay(path, imports=['poison']).culprits] == [16]

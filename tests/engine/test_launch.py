@@ -147,6 +147,19 @@ def test_a_run_without_any_object_trains_the_image_loss(config):
     assert all(torch.isfinite(value).all() for value in runner.model.state_dict().values())
 
 
+def test_a_resumed_run_does_not_execute_its_checkpoint(config):
+    options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
+    launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    path, marker = config.parent / 'work' / 'epoch_2.pth', config.parent / 'marker'
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint['meta']['config'] = f'open({str(marker)!r}, "w")'
+    torch.save(checkpoint, path)
+    cfg = launch.load_config(arguments(config))
+    launch.set_resume(cfg, str(path))
+    assert launch.train(cfg).iter == 6
+    assert not marker.exists()
+
+
 def test_running_statistics_move(config):
     runner = launch.train(launch.load_config(arguments(config, cfg_options={'train_cfg.max_epochs': 1})))
     assert not torch.equal(runner.model.backbone.bn1.running_mean, torch.zeros(8))
@@ -262,3 +275,11 @@ def test_resume_names_the_checkpoint():
     assert 'resume' not in cfg
     launch.set_resume(cfg, 'https://host/epoch_1.pth')
     assert (cfg.resume, cfg.load_from) == (True, 'https://host/epoch_1.pth')
+
+
+@pytest.mark.parametrize('slip', ['x = undefined', 'x = (', "_base_ = ['absent.py']", 'x = 1 / 0'])
+def test_a_slip_in_a_config_is_one_line(tmp_path, slip):
+    (tmp_path / 'slip.py').write_text(slip)
+    with pytest.raises(InputError, match=r'slip\.py cannot be read as a config: \w+Error') as caught:
+        launch.load_config(arguments(tmp_path / 'slip.py'))
+    assert '\n' not in str(caught.value)

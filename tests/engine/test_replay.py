@@ -46,7 +46,7 @@ def call_tool(*arguments):
 
 def test_names_exactly_the_image_and_where(small_config, capsys):
     path = stop(small_config('5.png', train_dataloader={'batch_size': 4}))
-    report = replay(path)
+    report = replay(path, imports=['poison'])
     recorded = torch.load(path, weights_only=True)['losses']
     assert report.batch.faults == {name for name, value in recorded.items() if not math.isfinite(value)}
     assert {'loss_img', 'loss_obj'} < report.batch.faults
@@ -54,7 +54,7 @@ def test_names_exactly_the_image_and_where(small_config, capsys):
     assert [image.img_id for image in report.culprits] == [15]
     assert report.culprits[0].notes == ['view 0: 1 of 12288 values are not finite']
     assert report.reproduced and not report.notes
-    assert call_tool(path) == 0
+    assert call_tool(path, '--import', 'poison') == 0
     out = capsys.readouterr().out
     assert 'its replay:  loss nan, loss_img nan' in out and out.endswith('\nreproduced, alone by: 15\n')
 
@@ -70,17 +70,17 @@ def test_repeats_the_step_to_the_last_bit(small_config, capsys, key_batch, wrapp
     recorded = torch.load(path, weights_only=True)
     assert recorded['iteration'] == 3 and recorded['progress'] == 2 / 4
     assert recorded['autocast'] == ('torch.bfloat16' if wrapper == 'Bfloat16Wrapper' else None)
-    report = replay(path)
+    report = replay(path, imports=['poison'])
     for name in ('loss_obj', 'loss_intra'):
         assert report.batch.losses[name] == recorded['losses'][name] != 0, name
     assert math.isnan(recorded['losses']['loss_img']) and math.isfinite(report.batch.losses['loss_img'])
     assert not report.reproduced, 'the temperature was changed behind the config'
-    assert call_tool(path) == 1
+    assert call_tool(path, '--import', 'poison') == 1
     assert 'not reproduced' in capsys.readouterr().out
 
 
 def test_names_the_module(small_config):
-    report = replay(stop(small_config(model={'image_head': {'temperature': 1e-45}})))
+    report = replay(stop(small_config(model={'image_head': {'temperature': 1e-45}})), imports=['poison'])
     assert report.batch.source == 'image_head (ImageContrastHead)'
     assert report.batch.faults == {'loss', 'loss_img'}
     assert 'in the model or its settings' in str(report)
@@ -90,7 +90,7 @@ def test_says_that_weights_were_at_fault(small_config):
     def spoil(model):
         model.neck.fpn_convs[0].conv.weight.data[0, 0, 0, 0] = torch.nan
 
-    report = replay(stop(small_config(), ChangeAt(2, spoil)))
+    report = replay(stop(small_config(), ChangeAt(2, spoil)), imports=['poison'])
     assert report.notes == [
         '2 weights were not finite before the step (first neck.fpn_convs.0.conv.weight): an earlier step or what was '
         'loaded is at fault, not this batch'
@@ -104,7 +104,9 @@ def test_notes_boxes_without_area(small_config):
     boxes = dump['batch']['data_samples'][1]['data']['pseudo_label']['data']['boxes_k']
     boxes[0] = torch.tensor([70.0, 3, 80, 9])  # outside
     torch.save(dump, path)
-    assert replay(path).images[1].notes == [f'boxes_k: 1 of {len(boxes)} boxes have no area in the view']
+    assert replay(path, imports=['poison']).images[1].notes == [
+        f'boxes_k: 1 of {len(boxes)} boxes have no area in the view'
+    ]
 
 
 def test_a_dump_cannot_call_what_it_likes(small_config, tmp_path):
@@ -116,6 +118,21 @@ def test_a_dump_cannot_call_what_it_likes(small_config, tmp_path):
     with pytest.raises(InputError, match=r"model\.neck\.type='os\.mkdir' is not a registered part"):
         replay(path)
     assert not marker.exists()
+
+
+def test_a_dump_cannot_import_what_it_likes(small_config, tmp_path, monkeypatch):
+    path = stop(small_config('0.png'))
+    dump = torch.load(path, weights_only=True)
+    marker = tmp_path / 'marker'
+    (tmp_path / 'stranger.py').write_text(f'open({str(marker)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    dump['config']['custom_imports'] = dict(imports=['ccop_mm', 'poison', 'stranger'])
+    torch.save(dump, path)
+    with pytest.raises(InputError, match='the run imported stranger, .* add --import stranger$'):
+        replay(path, imports=['poison'])
+    assert not marker.exists()
+    replay(path, imports=['poison', 'stranger'])
+    assert marker.exists()
 
 
 def test_another_file_is_one_line(tmp_path, capsys):
