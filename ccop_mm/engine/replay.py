@@ -180,8 +180,8 @@ def _import_parts(custom_imports: dict, allowed: Sequence[str]) -> None:
     strangers = [name for name in names if name.partition('.')[0] not in PACKAGES and name not in allowed]
     if strangers:
         raise InputError(
-            f'the run imported {", ".join(strangers)}, and importing a module runs it; if you trust what is found under '
-            f'this name here, add {" ".join(f"--import {name}" for name in strangers)}'
+            f'the run imported {", ".join(strangers)}, and importing a module runs it; if you trust what bears that '
+            f'name here, add {" ".join(f"--import {name}" for name in strangers)}'
         )
     try:
         import_modules_from_strings(names, custom_imports.get('allow_failed_imports', False))
