@@ -62,10 +62,7 @@ class CocoKeypointDataset(CocoDataset):
 
     def load_data_list(self) -> list[dict]:
         self._unchecked = True
-        data_list = super().load_data_list()
-        if not self.cat_ids:
-            raise InputError(f'{self.ann_file} has none of the classes {self.metainfo["classes"]}')
-        return data_list
+        return super().load_data_list()
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """One photo's annotations, as mmdet's, with keypoints.
@@ -85,14 +82,24 @@ class CocoKeypointDataset(CocoDataset):
         return data_info
 
     def _check_names(self) -> None:
-        """Compares the file's names of keypoints, where it has them, with the metainfo's."""
-        expected = list(self.metainfo['keypoint_names'])
-        for category in self.coco.load_cats(self.cat_ids):
-            names = category.get('keypoints') or expected
-            if list(names) != expected:
+        """Compares the file's categories, and its names of keypoints where it has them, with the metainfo's.
+
+        mmdet numbers the categories in the file's order, whatever the order of ``classes``.
+        """
+        classes, keypoint_names = list(self.metainfo['classes']), list(self.metainfo['keypoint_names'])
+        categories = self.coco.load_cats(self.cat_ids)
+        found = [category['name'] for category in categories]
+        if found != classes:
+            raise InputError(
+                f'{self.ann_file}: of the classes {classes} it has {found}; list in metainfo.classes the categories '
+                'that you want, all of them in the file, in its order'
+            )
+        for category in categories:
+            names = category.get('keypoints') or keypoint_names
+            if list(names) != keypoint_names:
                 raise InputError(
                     f'{self.ann_file}: category {category["name"]} has the keypoints {names}, and keypoint_names of '
-                    f'the metainfo are {expected}; make them equal, in this order'
+                    f'the metainfo are {keypoint_names}; make them equal, in this order'
                 )
         self._unchecked = False
 

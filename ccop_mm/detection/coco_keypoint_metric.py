@@ -123,13 +123,15 @@ class CocoKeypointMetric(CocoMetric):
         evaluation.summarize()
         figures = {f'keypoints_{name}': round(float(evaluation.stats[place]), 3) for name, place in STATS.items()}
         if self.classwise:
-            figures.update(self._by_category(evaluation.eval['precision']))
+            figures.update(self._by_category(evaluation))
         return figures
 
-    def _by_category(self, precision: np.ndarray) -> dict[str, float]:
-        """AP of each category; ``precision`` is (T, R, categories, areas, 1), below 0 where there is no truth."""
+    def _by_category(self, evaluation: COCOeval) -> dict[str, float]:
+        """AP of each category, -1 where there is no truth."""
+        precision = evaluation.eval['precision']  # (T, R, categories, areas, 1), below 0 where there is no truth
         figures = {}
-        for place, category in enumerate(self._coco_api.load_cats(self.cat_ids)):
+        # Of the evaluation, not of the data set: pycocotools sorts them by id.
+        for place, category in enumerate(self._coco_api.load_cats(evaluation.params.catIds)):
             values = precision[:, :, place, 0, -1]
             values = values[values > -1]
             figures[f'{category["name"]}_keypoints_precision'] = round(float(values.mean()), 3) if values.size else -1.0
