@@ -42,26 +42,38 @@ class KeypointLocalVisualizer(DetLocalVisualizer):
         else:
             shown = instances.keypoints_visible > 0
         for points, visible in zip(instances.keypoints, shown, strict=True):
-            self._draw_skeleton(points, visible, radius)
+            self._draw_links(points, visible, radius)
+        # Matplotlib stacks patches under lines, in whatever order they come; points belong on top.
+        self.set_image(self.get_image())
+        for points, visible in zip(instances.keypoints, shown, strict=True):
+            self._draw_points(points, visible, radius)
         return self.get_image()
 
-    def _draw_skeleton(self, points: torch.Tensor, visible: torch.Tensor, radius: float) -> None:
-        """One object: points (K, 2) in pixels, visible (K,) bool."""
-        partners = self.dataset_meta.get('flip_indices', range(len(points)))
-        sides = [(partner > index) - (partner < index) for index, partner in enumerate(partners)]
-        colors = [{1: LEFT, -1: RIGHT, 0: CENTER}[side] for side in sides]
+    def _sides(self, num_keypoints: int) -> list[int]:
+        """1 for the first of a pair, -1 for its second, 0 for a keypoint without a partner."""
+        partners = self.dataset_meta.get('flip_indices', range(num_keypoints))
+        return [(partner > index) - (partner < index) for index, partner in enumerate(partners)]
+
+    def _draw_links(self, points: torch.Tensor, visible: torch.Tensor, radius: float) -> None:
+        """Of one object: points (K, 2) in pixels, visible (K,) bool."""
+        sides = self._sides(len(points))
         for first, second in self.dataset_meta.get('skeleton_links', []):
             if visible[first] and visible[second]:
-                # A link to the middle, or within it, has the color of its one side; one across has the middle's.
+                # A link to the middle has the color of its one side; one across, or in the middle, has the middle's.
                 side = sides[first] + sides[second]
                 color = LEFT if side > 0 else RIGHT if side < 0 else CENTER
                 ends = points[[first, second]]
                 self.draw_lines(ends[None, :, 0], ends[None, :, 1], colors=color, line_widths=0.8 * radius)
+
+    def _draw_points(self, points: torch.Tensor, visible: torch.Tensor, radius: float) -> None:
+        """Of one object, like :meth:`_draw_links`."""
+        sides = self._sides(len(points))
         for index in visible.nonzero().flatten().tolist():
             self.draw_circles(
                 points[index],
                 radius=points.new_tensor([radius]),
-                face_colors=colors[index],
+                face_colors={1: LEFT, -1: RIGHT, 0: CENTER}[sides[index]],
                 edge_colors='black',
                 line_widths=0.25 * radius,
+                alpha=1.0,
             )

@@ -7,7 +7,6 @@ norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
     neck=dict(norm_cfg=norm_cfg),
-    init_cfg=None,
 )
 
 # 2x in Detectron2: 180,000 iterations, the rate divided by 10 at 120,000 and 160,000, 1,000 iterations of warm-up, no weight
