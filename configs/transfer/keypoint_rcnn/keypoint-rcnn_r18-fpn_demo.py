@@ -43,8 +43,8 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_iters = 200
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=50)
+max_iters = 120
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=40)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -55,7 +55,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=30),
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', eta_min=0, begin=0, end=max_iters, by_epoch=False),
 ]
 default_hooks = dict(
