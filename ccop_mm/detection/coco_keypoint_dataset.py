@@ -56,6 +56,8 @@ class CocoKeypointDataset(CocoDataset):
         keypoint_offset=0.5,
     )
 
+    _unchecked = False
+
     @classmethod
     def _load_metainfo(cls, metainfo=None) -> dict:
         return complete_metainfo(super()._load_metainfo(metainfo))

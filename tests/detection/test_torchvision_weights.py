@@ -88,9 +88,7 @@ def spread(model, photo):
 def standardize(model, photo, layers):
     """Gives each output channel of the layers a mean of 0 and the standard deviation asked for, on one photo."""
     outputs = {layer: [] for layer in layers}
-    handles = [
-        layer.register_forward_hook(lambda layer, _, output: outputs[layer].append(output)) for layer in layers
-    ]
+    handles = [layer.register_forward_hook(lambda layer, _, output: outputs[layer].append(output)) for layer in layers]
     with torch.no_grad():
         model([photo])
         for layer, handle in zip(layers, handles, strict=True):
