@@ -16,7 +16,7 @@ from ccop_mm.hosts import prepare_config
 from ccop_mm.weights.keys import pair_keys, shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-TRANSFERS = sorted((CONFIGS / 'transfer').rglob('*.py'))
+TRANSFERS = sorted((CONFIGS / 'transfer/mask_rcnn').glob('*.py'))
 R50 = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r50-fpn_ccop-800e_1x_coco.py'
 DEMO = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r18-fpn_ccop-demo.py'
 

@@ -1,0 +1,65 @@
+# A small Keypoint R-CNN for two CPU cores: R18, a narrow head, few RoIs a photo. Numbers from it compare with nothing else.
+# docs/keypoint_rcnn.md has commands; for other data set data_root, ann_file, data_prefix.img and, where it is not COCO's
+# persons, metainfo of each dataset, the evaluators' ann_file, num_classes and num_keypoints.
+_base_ = ['../../_base_/keypoint-rcnn_r50_fpn.py', '../../_base_/coco_person_keypoints.py']
+
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    backbone=dict(depth=18, frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, norm_cfg=norm_cfg),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+        keypoint_roi_extractor=dict(out_channels=64),
+        keypoint_head=dict(in_channels=64, num_convs=4, conv_out_channels=64),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        # At most 8 positive RoIs a photo, a quarter of 32; the keypoint branch works on these alone.
+        rcnn=dict(sampler=dict(num=32)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)),
+)
+
+scale = (256, 256)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadKeypointAnnotations'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackKeypointInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadKeypointAnnotations'),
+    dict(type='PackKeypointInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+# Without workers: photos this small load in milliseconds, and the cores are busy with the training.
+train_dataloader = dict(
+    batch_size=4, num_workers=0, persistent_workers=False, batch_sampler=None, dataset=dict(pipeline=train_pipeline)
+)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+max_iters = 120
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=40)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    # Learns a few photos by heart in fewer steps than SGD.
+    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.0001),
+    # The heads' first steps at this rate are rough.
+    clip_grad=dict(max_norm=10),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
+    dict(type='CosineAnnealingLR', eta_min=0, begin=0, end=max_iters, by_epoch=False),
+]
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=max_iters, max_keep_ckpts=1),
+)
+log_processor = dict(by_epoch=False, window_size=20)
