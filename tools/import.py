@@ -1,4 +1,4 @@
-"""Reads backbone and FPN of others' checkpoints: the authors' release, MoCo v2, mmselfsup's MoCo, torchvision, detectron2.
+"""Reads backbone and FPN of the authors' release, MoCo v2, mmselfsup's MoCo, torchvision or detectron2.
 
 python tools/import.py moco_v2_800ep_pretrain.pth.tar --out checkpoints/moco_v2_800ep.pth
 """
