@@ -49,18 +49,17 @@ def read_run(work_dir: str | Path) -> Run:
     work_dir = Path(work_dir)
     if not work_dir.is_dir():
         raise InputError(f'{work_dir} is not a folder: name work folders of tools/train.py')
-    # One log for each start; the names are times, so the later one wins where two ran the same step.
+    # One log for each start, named by its time. The last evaluation is that of the weights that are there now.
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     evaluations = [entry for log in logs for entry in _evaluations(log)]
     if not evaluations:
         raise InputError(
             f'{work_dir} holds no evaluation of a detector (*/vis_data/scalars.json): did it train to one?'
         )
-    step = max(entry['step'] for entry in evaluations)
-    latest = [entry for entry in evaluations if entry['step'] == step][-1]
+    latest = evaluations[-1]
     metrics = {key.removeprefix('coco/'): value for key, value in latest.items() if key.startswith('coco/')}
     init, last_step = _plan(work_dir)
-    return Run(work_dir.resolve().name, init, step, last_step, metrics)
+    return Run(work_dir.resolve().name, init, latest['step'], last_step, metrics)
 
 
 def _evaluations(log: Path) -> list[dict]:

@@ -73,7 +73,8 @@ param_scheduler = [
 ]
 # The checkpoint hook saves before it deletes; see docs/design.md.
 default_hooks = dict(
-    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3)
+    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3),
+    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
 )
 log_processor = dict(by_epoch=False)
 

@@ -29,7 +29,10 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3))
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3),
+    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+)
 log_processor = dict(by_epoch=False)
 
 # What stays mmdet's: running statistics are used at test as training left them, where that YAML recomputes them first

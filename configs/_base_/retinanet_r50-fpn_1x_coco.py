@@ -35,7 +35,8 @@ train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipel
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 # The first one saves before it deletes; see docs/design.md.
 default_hooks = dict(
-    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3)
+    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3),
+    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
 )
 log_processor = dict(by_epoch=False)
 

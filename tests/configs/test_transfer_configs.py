@@ -147,6 +147,7 @@ def test_schedules_are_the_papers(path, rate, iterations, steps, warm_up):
     assert cfg.default_scope == 'mmdet'
     assert cfg.default_hooks.checkpoint.type == 'mmselfsup.SafeCheckpointHook'
     assert not cfg.default_hooks.checkpoint.by_epoch and not cfg.log_processor.by_epoch
+    assert not cfg.default_hooks.logger.log_metric_by_epoch
 
 
 def test_voc_trains_on_both_years_and_tests_on_2007():
@@ -269,9 +270,12 @@ def test_trains_a_step_and_evaluates_from_the_weights_it_names(path, checkpoints
         stages = encoder.backbone(IMAGES)
         pyramid = encoder.neck(stages)
     first = runner.model.neck.start_level
-    same_stages = [torch.allclose(found, true, atol=1e-6) for found, true in zip(look.stages, stages, strict=True)]
+    same_stages = [
+        torch.allclose(found, true, rtol=0, atol=1e-6) for found, true in zip(look.stages, stages, strict=True)
+    ]
     same_levels = [
-        torch.allclose(found, true, atol=1e-6) for found, true in zip(look.pyramid, pyramid[first:], strict=False)
+        torch.allclose(found, true, rtol=0, atol=1e-6)
+        for found, true in zip(look.pyramid, pyramid[first:], strict=False)
     ]
     assert same_stages == [init != 'random'] * 4
     assert same_levels == [init == 'ccop-800e'] * (4 - first)
@@ -282,7 +286,7 @@ def test_trains_a_step_and_evaluates_from_the_weights_it_names(path, checkpoints
     assert len(look.losses) == 1 and look.losses[0] < float('inf')
     still = {key for key, tensor in look.state.items() if torch.equal(tensor, state[key])}
     moving = [key for key in state if key.startswith(('backbone.', 'neck.')) and is_watched(key, init)]
-    assert len(moving) > 60
+    assert len(moving) > 50
     assert not still & set(moving)
     kinds = {'bbox', 'segm'} if 'mask' in path.stem else {'bbox'}
     scores = runner.message_hub.log_scalars
