@@ -92,15 +92,15 @@ SOURCES = {
         'encoder_q.',
         'encoder_q.',
         _torchvision_backbone,
-        ('encoder_q.fc.', 'encoder_k.', 'queue', 'queue_ptr'),
+        ('encoder_q.fc.', 'encoder_k.', 'queue'),
     ),
-    # mmselfsup 1.0.0's MoCo; its backbone has mmdet's names.
+    # Its backbone has mmdet's names.
     'mmselfsup-moco': Source(
         "mmselfsup's MoCo",
         'neck.mlp.',
         'backbone.',
         _torchvision_backbone,
-        ('neck.mlp.', 'encoder_k.', 'queue', 'queue_ptr', 'head.', 'data_preprocessor.'),
+        ('neck.mlp.', 'encoder_k.', 'queue', 'head.', 'data_preprocessor.'),
     ),
     'mmdet': Source('CCOP', 'backbone.', '', lambda key: key, PRETRAINING_ONLY),
     # timm's ResNets have torchvision's names.
@@ -119,7 +119,7 @@ TARGETS: dict[str, Callable[[str], str | None]] = {
 def to_mmdet(state: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
     """Takes the ResNet, and the FPN if there is one, out of a state dict of any format in :data:`SOURCES`.
 
-    Counters of norm layers (``num_batches_tracked``), which files from before torch 0.4.1 and some conversions lack
+    Counters of norm layers (``num_batches_tracked``), which old files and some conversions lack
     altogether, become 0, as torch itself has it; they matter to no layer that is built here.
 
     Args:

@@ -351,22 +351,42 @@ def test_demo_trains_a_step_and_evaluates(small_demo, monkeypatch):
     assert {'val/coco/bbox_mAP', 'val/coco/segm_mAP'} <= set(runner.message_hub.log_scalars)
 
 
-def test_demo_evaluates_the_truth_as_perfect(small_demo):
-    """Classes, ids and scale of predictions and annotations belong together."""
-    small_demo.val_dataloader.dataset.indices = None
-    loader = Runner.build_dataloader(small_demo.val_dataloader)
-    evaluator = Evaluator(small_demo.val_evaluator)
+def evaluate_truth(dataloader, evaluator):
+    """The metrics of detections that are the truth itself: classes, ids and scales belong together if they are 1."""
+    loader = Runner.build_dataloader(dataloader)
+    evaluator = Evaluator(evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         for sample in batch['data_samples']:
             truth = sample.gt_instances
-            sample.pred_instances = InstanceData(
-                bboxes=truth.bboxes.tensor,
-                labels=truth.labels,
-                scores=torch.ones(len(truth)),
-                masks=torch.from_numpy(truth.masks.to_ndarray()),
-            )
-        evaluator.process(batch['data_samples'])
-    metrics = evaluator.evaluate(len(loader.dataset))
+            detections = dict(bboxes=truth.bboxes.tensor, labels=truth.labels, scores=torch.ones(len(truth)))
+            if 'masks' in truth:
+                detections['masks'] = torch.from_numpy(truth.masks.to_ndarray())
+            sample.pred_instances = InstanceData(**detections)
+        evaluator.process([sample.to_dict() for sample in batch['data_samples']])
+    return evaluator.evaluate(len(loader.dataset))
+
+
+def test_demo_evaluates_the_truth_as_perfect(small_demo):
+    small_demo.val_dataloader.dataset.indices = None
+    metrics = evaluate_truth(small_demo.val_dataloader, small_demo.val_evaluator)
     assert metrics['coco/bbox_mAP'] == pytest.approx(1, abs=1e-3)
     assert metrics['coco/segm_mAP'] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize('form', ['', '-cocofmt'])
+def test_voc_evaluates_the_truth_as_perfect(form, voc, tmp_path):
+    cfg = read_config(VOC.with_name(f'{VOC.stem}{form}.py'))
+    if form:
+        content = json.loads(voc[1].read_text())
+        content['images'] = content['images'][:4]
+        kept = {image['id'] for image in content['images']}
+        content['annotations'] = [one for one in content['annotations'] if one['image_id'] in kept]
+        (tmp_path / 'four.json').write_text(json.dumps(content))
+        cfg.merge_from_dict(coco_data(cfg, voc[0], tmp_path / 'four.json', num_photos=4))
+    else:
+        write_voc_tree(tmp_path / 'VOCdevkit', *voc, num_photos=2)
+        cfg.merge_from_dict(voc_data(cfg, tmp_path / 'VOCdevkit'))
+    cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+    metrics = evaluate_truth(cfg.val_dataloader, cfg.val_evaluator)
+    assert [metrics[f'coco/bbox_mAP{iou}'] for iou in ('', '_50', '_75')] == pytest.approx([1, 1, 1], abs=1e-3)

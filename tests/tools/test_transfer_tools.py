@@ -1,6 +1,8 @@
 """tools/train.py, test.py, summarize.py, export.py, import.py and coco_subset.py, as a user calls them."""
 
 import json
+import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -52,7 +54,7 @@ def write_config(path, scenes, tmp_path, **changes):
     return tmp_path / path.name
 
 
-def test_train_test_summarize(call, scenes, tmp_path, monkeypatch):
+def test_train_test_summarize(call, scenes, tmp_path):
     checkpoint = tmp_path / 'epoch_800.pth'
     torch.save(dict(state_dict=pretraining(18).state_dict()), checkpoint)
     mask = TRANSFER / 'mask_rcnn/mask-rcnn_r18-fpn_ccop-800e_1x_coco.py'
@@ -94,11 +96,41 @@ def test_export_and_import(call, tmp_path):
     torch.save(dict(state_dict=pretraining(18).state_dict(), meta=dict(epoch=800)), checkpoint)
     code, line, _ = call('export.py', checkpoint, '--to', 'detectron2')
     assert code == 0
-    assert line.startswith(f'{tmp_path}/epoch_800_detectron2.pth: ResNet-18 and FPN under the names of detectron2')
+    assert f'{tmp_path}/epoch_800_detectron2.pth: ResNet-18 and FPN under the names of detectron2' in line
     code, line, _ = call('import.py', tmp_path / 'epoch_800_detectron2.pth', '--out', tmp_path / 'back.safetensors')
     assert (code, 'from detectron2, epoch 800' in line) == (0, True)
-    code, _, error = call('import.py', tmp_path / 'absent.pth', '--out', tmp_path / 'x.pth')
-    assert code == 2 and error.startswith('error: no checkpoint') and len(error.splitlines()) == 1
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ('planted',)
+
+
+def faults(folder):
+    state = pretraining(18).state_dict()
+    torch.save(dict(state_dict=state, meta=Planted()), folder / 'code.pth')
+    torch.save(dict(state_dict={**state, 'roi_head.bbox_head.fc_cls.bias': torch.zeros(1)}), folder / 'detector.pth')
+    torch.save(dict(state_dict=state), folder / 'cut.pth')
+    os.truncate(folder / 'cut.pth', 10_000)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('absent.pth', 'no checkpoint .*absent.pth'),
+        ('code.pth', r'code.pth is no checkpoint of tensors and was not loaded: it holds code \(\w+.mkdir\)'),
+        ('cut.pth', 'cut.pth is no checkpoint of tensors and was not loaded: it is cut short'),
+        ('detector.pth', 'detector.pth: this is a detection checkpoint .* use load_from'),
+    ],
+)
+@pytest.mark.parametrize('tool', ['import.py', 'export.py'])
+def test_a_file_that_is_not_what_it_should_be_is_one_line(call, tmp_path, monkeypatch, tool, name, message):
+    monkeypatch.chdir(tmp_path)
+    faults(tmp_path)
+    to = ('--to', 'timm') if tool == 'export.py' else ()
+    code, _, error = call(tool, tmp_path / name, *to, '--out', tmp_path / 'x.pth')
+    assert code == 2 and re.match(f'error: .*{message}', error) and len(error.splitlines()) == 1
+    assert not Path('x.pth').exists() and not Path('planted').exists()
 
 
 def test_coco_subset(call, scenes, tmp_path):
