@@ -119,8 +119,8 @@ TARGETS: dict[str, Callable[[str], str | None]] = {
 def to_mmdet(state: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
     """Takes the ResNet, and the FPN if there is one, out of a state dict of any format in :data:`SOURCES`.
 
-    Counters of norm layers (``num_batches_tracked``), which old files and some conversions lack altogether, become 0, as
-    torch itself has it; they matter to no layer that is built here.
+    Counters of norm layers (``num_batches_tracked``), which old files and some conversions lack altogether, become 0,
+    as torch itself has it; they matter to no layer that is built here.
 
     Args:
         state (dict[str, Tensor]): As read, names of wrappers included.
