@@ -19,6 +19,15 @@ def coco_cc31():
     return path
 
 
+@pytest.fixture(scope='session')
+def voc_animals():
+    """Real VOC2012 photos with boxes of 20 classes and keypoints (research use only); not part of the project."""
+    path = SHARED_DATA / 'voc_animals'
+    if not path.is_dir():
+        pytest.skip(f'needs the photos of {path.name}, which are not part of the project')
+    return path
+
+
 @pytest.fixture
 def generator():
     """A seeded generator, fresh for every test."""

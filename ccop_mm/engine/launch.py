@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -102,7 +103,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         path, meta = resume, {} if '://' in resume else _read_named(resume, cfg)
     cfg.resume, cfg.load_from = True, path
     init = (cfg.get('model') or {}).get('init_cfg')
-    if isinstance(init, dict) and str(init.get('type')).endswith('CCOPPretrained'):
+    if isinstance(init, dict) and str(init.get('type')).endswith(('CCOPPretrained', 'BackbonePretrained')):
         cfg.model.init_cfg = None  # the run's own weights replace them: the pre-training file may be gone
     # mmengine takes it up as well, but only after it has built the sampler with another one.
     randomness = cfg.get('randomness') or {}
@@ -123,6 +124,7 @@ def _read_named(path: str, cfg: Config) -> dict:
 def train(cfg: Config) -> Runner:
     """Trains, and says at the end where the result lies."""
     _check_data(cfg.get('train_dataloader'))
+    _check_data(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
     fit_queues(cfg)
     runner = build_runner(cfg)
     runner.train()
@@ -132,11 +134,17 @@ def train(cfg: Config) -> Runner:
     return runner
 
 
-def test(cfg: Config, checkpoint: str) -> dict:
+def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dict:
     """Evaluates a checkpoint with the config's test loop; returns the metrics.
 
+    Args:
+        cfg (Config): A detector's.
+        checkpoint (str): File or URL.
+        results (str | Path, optional): Beginning of the files that the detections go to, as COCO json:
+            ``RESULTS.bbox.json``, and ``RESULTS.segm.json`` where there are masks. They appear when all are whole.
+
     Raises:
-        InputError: The checkpoint does not exist, or the config has no test loop.
+        InputError: The checkpoint does not exist, the config has no test loop, or no evaluator that writes COCO json.
     """
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise InputError(f'no checkpoint {checkpoint}')
@@ -144,21 +152,55 @@ def test(cfg: Config, checkpoint: str) -> dict:
         raise InputError(
             'this config has no test_dataloader: detectors are tested here, pre-training is inspected by tools/inspect/'
         )
-    _check_data(cfg.test_dataloader)
+    _check_data(cfg.test_dataloader, cfg.get('test_evaluator'))
     cfg.load_from = checkpoint
-    return build_runner(cfg).test()
+    if results is None:
+        return build_runner(cfg).test()
+    folder = Path(results).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.results.') as temporary:
+        _write_results_to(cfg, str(Path(temporary, Path(results).name)))
+        metrics = build_runner(cfg).test()
+        for path in sorted(Path(temporary).iterdir()):
+            os.replace(path, folder / path.name)
+    return metrics
 
 
-def _check_data(loader: ConfigDict | None) -> None:
+def _write_results_to(cfg: Config, prefix: str) -> None:
+    """Has the evaluators that know COCO json write their detections to files that begin so."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    writers = [evaluator for evaluator in evaluators if 'Coco' in str(evaluator.get('type'))]
+    if not writers:
+        raise InputError('--results: no test_evaluator of this config is a CocoMetric, which is what writes COCO json')
+    for evaluator in writers:
+        evaluator.outfile_prefix = prefix
+
+
+def _check_data(loader: ConfigDict | None, evaluators: ConfigDict | list | None = None) -> None:
     """Looks for annotations and photos before anything slow is built: the hosts' own errors are tracebacks."""
-    dataset = (loader or {}).get('dataset') or {}
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset['dataset']
-    root = dataset.get('data_root') or ''
-    paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
-    for path in paths:
-        if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
+    for dataset in _datasets((loader or {}).get('dataset') or {}):
+        root = dataset.get('data_root') or ''
+        for path in [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]:
+            if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
+                raise InputError(
+                    f'{Path(root, path)} does not exist; name your data with --cfg-options '
+                    'train_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
+                )
+    if loader is None:
+        return
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators or {}]:
+        path = evaluator.get('ann_file')
+        if isinstance(path, str) and '://' not in path and not Path(path).exists():
             raise InputError(
-                f'{Path(root, path)} does not exist; name your data with --cfg-options '
-                'train_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
+                f'{path}, which the evaluator compares with, does not exist; '
+                'name yours with --cfg-options val_evaluator.ann_file=... test_evaluator.ann_file=...'
             )
+
+
+def _datasets(dataset: ConfigDict) -> list[ConfigDict]:
+    """What a dataset of a config reads: itself, or what RepeatDataset, ConcatDataset and their like hold."""
+    if 'dataset' in dataset:
+        return _datasets(dataset['dataset'])
+    if 'datasets' in dataset:
+        return [inner for part in dataset['datasets'] for inner in _datasets(part)]
+    return [dataset]

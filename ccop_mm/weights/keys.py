@@ -155,9 +155,9 @@ def _mismatch(missing, reshaped, unused, pairs, detector, checkpoint):
         return key if pairs[key] == key else f'{key} (from {pairs[key]})'
 
     lines = [
-        'the checkpoint does not fit the backbone and FPN of the detector: '
+        'the checkpoint does not fit the backbone and FPN that are asked for: '
         f'{len(missing)} keys missing, {len(reshaped)} of another shape, {len(unused)} unused; '
-        'make depth, FPN channels and norm layers of the two configs equal'
+        'depth, FPN channels and norm layers must be equal'
     ]
     lines += [f'  missing in the checkpoint: {named(key)}' for key in missing]
     lines += [

@@ -1,68 +1,73 @@
 """Pre-trained weights into a detector, key by key."""
 
-import hashlib
-import re
-
-import torch
 from mmdet.models import FPN, ResNet
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from mmengine.runner import CheckpointLoader
 
 from ccop_mm.errors import InputError
-from ccop_mm.weights.keys import check_pretraining, pair_keys, shapes, strip_wrappers
+from ccop_mm.weights.files import checksum, read_state_dict
+from ccop_mm.weights.formats import SOURCES, has_fpn, to_mmdet
+from ccop_mm.weights.keys import PARTS, pair_keys, shapes
 
 
-def read_state_dict(path):
-    """Reads the tensors of a checkpoint onto the CPU.
-
-    Args:
-        path (str): File or URL of a checkpoint with a ``state_dict``, or of a bare state dict.
-
-    Returns:
-        dict[str, Tensor]: Name -> tensor.
-
-    Raises:
-        InputError: The file is absent, damaged, no checkpoint, or holds pickled code.
-    """
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu', logger='silent')
-    except FileNotFoundError as error:
-        raise InputError(
-            f'no checkpoint {path}: pre-train first (python tools/train.py configs/ccop/CONFIG.py), '
-            'or name another file (--cfg-options model.init_cfg.checkpoint=FILE)'
-        ) from error
-    except Exception as error:  # there is hardly one that unpickling a damaged file does not raise
-        code = re.search(r'GLOBAL (\S+)', str(error))  # torch's name for what it refused
-        damage = f'is cut short, damaged or of another kind ({type(error).__name__})'
-        fault = f'holds code ({code[1]})' if code else damage
-        raise InputError(f'{path} is no checkpoint of tensors and was not loaded: it {fault}') from error
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f'{path} holds no state dict: name a checkpoint that tools/train.py wrote')
-    return state
-
-
-def checksum(state):
-    """A short blake2b over names, types, shapes and values, in the order of the names.
+class EncoderInit:
+    """What the initializers of a detector share: a file, read and fitted completely or not at all.
 
     Args:
-        state (Mapping[str, Tensor]): Tensors on any device.
-
-    Returns:
-        str: 16 hexadecimal digits.
+        checkpoint (str): File, ``https://`` address or ``torchvision://`` name, in any format of
+            :data:`ccop_mm.weights.formats.SOURCES`.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+
+    def __init__(self, checkpoint):
+        self.checkpoint = checkpoint
+
+    def _read(self):
+        """The format and the tensors of the checkpoint under mmdet's names."""
+        if not isinstance(self.checkpoint, str):
+            raise InputError(
+                f'{type(self).__name__} needs the name of a checkpoint and got {self.checkpoint!r}: '
+                'set model.init_cfg.checkpoint'
+            )
+        state = read_state_dict(self.checkpoint)
+        try:
+            return to_mmdet(state)
+        except InputError as error:
+            raise InputError(f'{self.checkpoint}: {error}') from None
+
+    def _load(self, module, state, parts, **levels):
+        """Fills ``parts`` of a detector from mmdet's names and says in one line what it then holds."""
+        detector = {key: shape for key, shape in shapes(module.state_dict()).items() if key.startswith(parts)}
+        try:
+            pairs = pair_keys(detector, shapes(state), **levels)
+        except InputError as error:
+            raise InputError(f'{self.checkpoint}: {error}') from None
+        # After a parent's initializer mmengine lets the children draw their weights (its own Pretrained alone waits),
+        # unless they say that they are initialized. The neck draws now: some of its convolutions may have no source.
+        if getattr(module, 'neck', None) is not None:
+            module.neck.init_weights()
+        module.backbone.is_init = True
+        module.load_state_dict({key: state[source] for key, source in pairs.items()}, strict=False)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, f'{type(self).__name__}: loaded from {self.checkpoint}')
+        self._log(module, pairs, parts, levels.get('first_level', 0))
+
+    def _log(self, module, pairs, parts, first_level):
+        """Says what the detector now holds, read back from it."""
+        held = module.state_dict()
+        loaded = {source: held[key] for key, source in pairs.items()}
+        parameters = sum(value.numel() for key, value in module.named_parameters() if key in pairs)
+        shift = f', its FPN from the pre-trained P{first_level + 2} on' if first_level else ''
+        print_log(
+            f'{type(self).__name__}: {len(pairs)} {"backbone and FPN" if parts == PARTS else "backbone"} keys '
+            f'({parameters:,} parameters, blake2b {checksum(loaded)}) loaded from {self.checkpoint} '
+            f'into {type(module).__name__}{shift}',
+            logger='current',
+        )
 
 
 @WEIGHT_INITIALIZERS.register_module()
-class CCOPPretrained:
+class CCOPPretrained(EncoderInit):
     """Loads backbone and FPN of a detector from a CCOP checkpoint, completely or not at all.
 
     For the ``init_cfg`` of a whole mmdet detector with a ResNet and an FPN::
@@ -76,11 +81,9 @@ class CCOPPretrained:
     last, for mmengine applies them in order.
 
     Args:
-        checkpoint (str): File or URL of a CCOP pre-training checkpoint.
+        checkpoint (str): File or URL of a CCOP pre-training checkpoint, of an export of one by tools/export.py, or of
+            the authors' release.
     """
-
-    def __init__(self, checkpoint):
-        self.checkpoint = checkpoint
 
     def __call__(self, module):
         """Initializes ``module``.
@@ -97,31 +100,50 @@ class CCOPPretrained:
                 f'CCOPPretrained is for a detector with a ResNet and an FPN, not for {type(module).__name__}: '
                 "write model=dict(init_cfg=dict(type='CCOPPretrained', ...)), not in the backbone or the neck"
             )
-        state = read_state_dict(self.checkpoint)
+        name, state = self._read()
+        if not has_fpn(state):
+            raise InputError(
+                f'{self.checkpoint} holds a backbone without an FPN (names of {SOURCES[name].title}): '
+                "if that is meant, use init_cfg=dict(type='BackbonePretrained', ...)"
+            )
         first_level = backbone.out_indices[neck.start_level]
-        try:
-            state = strip_wrappers(state)
-            check_pretraining(state)
-            pairs = pair_keys(shapes(module.state_dict()), shapes(state), first_level, len(neck.lateral_convs))
-        except InputError as error:
-            raise InputError(f'{self.checkpoint}: {error}') from None
-        # After a parent's initializer mmengine lets the children draw their weights (its own Pretrained alone waits),
-        # unless they say that they are initialized. The neck draws now: its extra convolutions have no source.
-        neck.init_weights()
-        backbone.is_init = True
-        module.load_state_dict({key: state[source] for key, source in pairs.items()}, strict=False)
-        if hasattr(module, '_params_init_info'):
-            update_init_info(module, f'CCOPPretrained: loaded from {self.checkpoint}')
-        self._log(module, pairs, first_level)
+        self._load(module, state, PARTS, first_level=first_level, num_levels=len(neck.lateral_convs))
 
-    def _log(self, module, pairs, first_level):
-        """Says what the detector now holds, read back from it."""
-        held = module.state_dict()
-        loaded = {source: held[key] for key, source in pairs.items()}
-        parameters = sum(value.numel() for key, value in module.named_parameters() if key in pairs)
-        shift = f', its FPN from the pre-trained P{first_level + 2} on' if first_level else ''
-        print_log(
-            f'CCOPPretrained: {len(pairs)} backbone and FPN keys ({parameters:,} parameters, '
-            f'blake2b {checksum(loaded)}) loaded from {self.checkpoint} into {type(module).__name__}{shift}',
-            logger='current',
-        )
+
+@WEIGHT_INITIALIZERS.register_module()
+class BackbonePretrained(EncoderInit):
+    """Loads the ResNet of a detector from weights without an FPN, completely or not at all.
+
+    For the ``init_cfg`` of a whole mmdet detector; mmengine's own ``Pretrained`` loads what fits and goes on::
+
+        model = dict(init_cfg=dict(type='BackbonePretrained', checkpoint='torchvision://resnet50'))
+
+    Takes torchvision's and timm's ResNets, MoCo v2's files, mmselfsup's MoCo, and what tools/import.py made of them.
+    The classifier (``fc``), projections, key encoder and queues are left out, and nothing else. Neck and heads keep
+    their own draw. The log line is as that of :class:`CCOPPretrained`.
+
+    Args:
+        checkpoint (str): File, ``https://`` address or ``torchvision://`` name.
+    """
+
+    def __call__(self, module):
+        """Initializes ``module``.
+
+        Args:
+            module (nn.Module): A detector.
+
+        Raises:
+            InputError: ``module`` has no ResNet, or the checkpoint cannot be read, does not fit, or has an FPN as well.
+        """
+        if not isinstance(getattr(module, 'backbone', None), ResNet):
+            raise InputError(
+                f'BackbonePretrained is for a detector with a ResNet, not for {type(module).__name__}: '
+                "write model=dict(init_cfg=dict(type='BackbonePretrained', ...)), not in the backbone"
+            )
+        _, state = self._read()
+        if has_fpn(state):
+            raise InputError(
+                f"{self.checkpoint} holds an FPN as well: use init_cfg=dict(type='CCOPPretrained', ...), "
+                'or take the backbone out of it by tools/export.py --to torchvision'
+            )
+        self._load(module, state, PARTS[:1])

@@ -260,8 +260,9 @@ def test_pre_training_has_no_test_loop_and_says_so(config):
         launch.test(launch.load_config(arguments(config)), str(checkpoint))
 
 
-def test_a_resumed_transfer_does_not_ask_for_the_pre_training_checkpoint():
-    init = dict(type='CCOPPretrained', checkpoint='gone.pth')
+@pytest.mark.parametrize('kind', ['CCOPPretrained', 'BackbonePretrained'])
+def test_a_resumed_transfer_does_not_ask_for_the_pre_training_checkpoint(kind):
+    init = dict(type=kind, checkpoint='gone.pth')
     cfg = Config(dict(work_dir='nowhere', model=dict(init_cfg=init)))
     launch.set_resume(cfg, 'auto')
     assert cfg.model.init_cfg == init, 'nothing to resume from: the run starts anew'

@@ -1,6 +1,4 @@
 import hashlib
-import os
-import pickle
 import re
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 
 from ccop_mm.errors import InputError
-from ccop_mm.weights import checksum, read_state_dict
+from ccop_mm.weights import checksum, convert
 
 FPN_NORM = dict(type='BN')
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -199,14 +197,6 @@ def test_one_log_line_tells_what_was_loaded(write, encoder, monkeypatch):
     ]
 
 
-def test_checksum_tells_names_types_shapes_and_values_apart():
-    tensor = torch.arange(6, dtype=torch.float32)
-    variants = [{'a': tensor}, {'b': tensor}, {'a': tensor.double()}, {'a': tensor.view(2, 3)}, {'a': tensor + 1}]
-    assert len({checksum(variant) for variant in variants}) == len(variants)
-    assert checksum({'a': tensor, 'b': tensor + 1}) == checksum({'b': tensor + 1, 'a': tensor})
-    assert checksum({'a': torch.arange(12.0)[::2]}) == checksum({'a': torch.arange(12.0)[::2].clone()})
-
-
 def test_wrapped_names_load(write, encoder):
     wrapped = {f'module._orig_mod.{key}': tensor for key, tensor in encoder.state_dict().items()}
     state = build(write(lambda state: (state.clear(), state.update(wrapped)))).state_dict()
@@ -255,55 +245,114 @@ def test_another_depth_is_one_line(write, detector):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_an_absent_file_is_named_with_the_cure(tmp_path):
-    with pytest.raises(InputError, match=r'no checkpoint .*absent\.pth.*tools/train\.py.*model\.init_cfg\.checkpoint'):
-        read_state_dict(tmp_path / 'absent.pth')
-
-
-def test_a_truncated_file_is_refused(write):
-    path = write()
-    os.truncate(path, os.path.getsize(path) // 2)
-    with pytest.raises(InputError, match='epoch_800.pth is no checkpoint of tensors.*is cut short') as caught:
-        read_state_dict(path)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize('content', [b'', b'GIF89a', b'<html>not found</html>'])
-def test_a_file_of_another_kind_is_refused(tmp_path, content):
-    path = tmp_path / 'other.pth'
-    path.write_bytes(content)
-    with pytest.raises(InputError, match='other.pth is no checkpoint of tensors'):
-        read_state_dict(path)
-
-
-class Planted:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
-
-
-@pytest.mark.parametrize(
-    ('save', 'fault'),
-    [
-        (torch.save, r'holds code \(\w+\.mkdir\)'),
-        (lambda content, path: path.write_bytes(pickle.dumps(content, 2)), r'holds code \(\w+\.mkdir\)'),
-        (lambda content, path: path.write_bytes(pickle.dumps(content, 4)), 'is cut short, damaged or of another kind'),
-    ],
-)
-@pytest.mark.filterwarnings('ignore:Detected pickle protocol 4')
-def test_pickled_code_is_refused_and_not_run(tmp_path, save, fault):
-    path, trace = tmp_path / 'planted.pth', tmp_path / 'trace'
-    save(dict(state_dict={}, meta=Planted(trace)), path)
-    with pytest.raises(InputError, match=f'planted.pth is no checkpoint of tensors.*it {fault}') as caught:
-        read_state_dict(path)
-    assert len(str(caught.value).splitlines()) == 1
-    assert not trace.exists()
-
-
 def test_the_place_for_it_is_the_detector(detector):
     with pytest.raises(InputError, match='for a detector with a ResNet and an FPN, not for ResNet'):
         initialize(detector.backbone, dict(type='CCOPPretrained', checkpoint='any.pth'))
+
+
+@pytest.mark.parametrize(('to', 'suffix'), [('mmdet', '.safetensors'), ('detectron2', '.pth')])
+def test_an_export_loads_like_the_checkpoint(write, encoder, tmp_path, to, suffix):
+    out = tmp_path / f'export{suffix}'
+    convert(write(), to, out)
+    state = build(str(out)).state_dict()
+    assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
+
+
+def backbone_of(encoder):
+    return {
+        key.removeprefix('backbone.'): tensor
+        for key, tensor in encoder.state_dict().items()
+        if key.startswith('backbone.')
+    }
+
+
+@pytest.fixture
+def resnet(encoder, tmp_path):
+    """Writes torchvision's kind of file, after a change to it; returns its path."""
+
+    def write(change=lambda state: None, source=encoder):
+        state = {**backbone_of(source), 'fc.weight': torch.ones(1000, 512), 'fc.bias': torch.ones(1000)}
+        change(state)
+        path = tmp_path / 'resnet.pth'
+        torch.save(state, path)
+        return str(path)
+
+    return write
+
+
+def build_from_backbone(checkpoint):
+    return build(None, **{'model.init_cfg': dict(type='BackbonePretrained', checkpoint=checkpoint)})
+
+
+def test_a_backbone_loads_whole_and_the_rest_keeps_its_draw(resnet, encoder, monkeypatch):
+    lines = []
+    monkeypatch.setattr('ccop_mm.weights.pretrained.print_log', lambda line, logger: lines.append(line))
+    path = resnet()
+    detector = build_from_backbone(path)
+    state, source = detector.state_dict(), encoder.state_dict()
+    parts = [key for key in source if key.startswith('backbone.')]
+    assert all(torch.equal(state[key], source[key]) for key in parts)
+    # The FPN is drawn as mmdet draws it: Xavier, uniform, 1x1 from 64 to 128 channels.
+    lateral = detector.neck.lateral_convs[0].conv.weight
+    bound = (6 / (64 + 128)) ** 0.5
+    assert 0.95 * bound < lateral.abs().max() <= bound
+    parameters = sum(parameter.numel() for parameter in encoder.backbone.parameters())
+    digest = checksum({key: source[key] for key in parts})
+    assert lines == [
+        f'BackbonePretrained: {len(parts)} backbone keys ({parameters:,} parameters, blake2b {digest}) '
+        f'loaded from {path} into MaskRCNN'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.pop('layer3.1.bn2.bias'), 'missing in the checkpoint: backbone.layer3.1.bn2.bias'),
+        (
+            lambda state: state.update({'layer3.1.conv2.bias': torch.zeros(256)}),
+            'unused of the checkpoint: backbone.layer3.1.conv2.bias',
+        ),
+        (
+            lambda state: state.update({'conv1.weight': torch.zeros(64, 3, 3, 3)}),
+            r'another shape: backbone.conv1.weight, \(64, 3, 3, 3\) in the checkpoint, \(64, 3, 7, 7\)',
+        ),
+        (
+            lambda state: state.update({'avgpool.weight': torch.zeros(1)}),
+            r'1 of its 123 keys belong to no part of it \(first: avgpool.weight\)',
+        ),
+    ],
+)
+def test_a_backbone_that_does_not_fit_changes_nothing(resnet, detector, change, message):
+    path = resnet(change)
+    before = checksum(detector.state_dict())
+    with pytest.raises(InputError, match=f'{re.escape(path)}(?s:.*){message}'):
+        initialize(detector, dict(type='BackbonePretrained', checkpoint=path))
+    assert checksum(detector.state_dict()) == before
+
+
+def test_a_backbone_of_another_depth_is_one_line(resnet, detector):
+    path = resnet(source=Encoder(34))
+    with pytest.raises(InputError, match='holds a ResNet-34, the detector a ResNet-18') as caught:
+        initialize(detector, dict(type='BackbonePretrained', checkpoint=path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_fpn_is_neither_dropped_nor_missed_in_silence(write, resnet, detector):
+    with pytest.raises(InputError, match=r"holds an FPN as well: use init_cfg=dict\(type='CCOPPretrained'"):
+        initialize(detector, dict(type='BackbonePretrained', checkpoint=write()))
+    with pytest.raises(InputError, match=r"a backbone without an FPN .*use init_cfg=dict\(type='BackbonePretrained'"):
+        initialize(detector, dict(type='CCOPPretrained', checkpoint=resnet()))
+
+
+@pytest.mark.parametrize('kind', ['CCOPPretrained', 'BackbonePretrained'])
+def test_detectors_and_absent_names_are_refused(kind, write, detector):
+    path = write(lambda state: state.update({'roi_head.bbox_head.fc_cls.bias': torch.zeros(1)}))
+    with pytest.raises(InputError, match=r'is a detection checkpoint .*, not a pre-training one: .*use load_from'):
+        initialize(detector, dict(type=kind, checkpoint=path))
+    with pytest.raises(InputError, match='needs the name of a checkpoint and got None: set model.init_cfg.checkpoint'):
+        initialize(detector, dict(type=kind, checkpoint=None))
+
+
+def test_the_place_for_a_backbone_is_the_detector_too(detector):
+    with pytest.raises(InputError, match='for a detector with a ResNet, not for ResNet'):
+        initialize(detector.backbone, dict(type='BackbonePretrained', checkpoint='any.pth'))

@@ -1,0 +1,4 @@
+# Paper, Table 3: RetinaNet R50-FPN on COCO, 1x, from MoCo v2 (backbone). The file: see docs/transfer.md.
+_base_ = ['../../_base_/retinanet_r50-fpn_1x_coco.py']
+
+model = dict(init_cfg=dict(type='BackbonePretrained', checkpoint='checkpoints/moco_v2_800ep.pth'))
