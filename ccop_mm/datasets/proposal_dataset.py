@@ -65,7 +65,7 @@ class ProposalDataset(BaseDataset):
         """Lists the photos and finds each one's proposals.
 
         Raises:
-            InputError: The folder, json or proposals file is missing or empty, or proposals are of other photos or the truth.
+            InputError: The folder, json or proposals file is missing or empty, or the proposals are not these photos'.
         """
         root = self.data_prefix['img_path']
         photos = list_photos(self.ann_file, root) if self.ann_file else list_photos(root)
