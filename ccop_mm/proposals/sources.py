@@ -204,7 +204,7 @@ def _walk(folder, above):
     for entry in os.scandir(folder):
         if entry.name.startswith('.'):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # unlike entry.is_dir, False for a link that leads to itself
             yield from _walk(entry.path, (*above, real))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             yield entry.path

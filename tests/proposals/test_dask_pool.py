@@ -20,11 +20,14 @@ from ccop_mm.proposals.dask_pool import map_on_dask
 from ccop_mm.proposals.run import run
 
 distributed = pytest.importorskip('distributed', reason='needs the package distributed')
+dask = pytest.importorskip('dask')
 
 
 @pytest.fixture(scope='module')
 def cluster():
     with (
+        # An item is given up after the second worker, not the fourth: each new one takes seconds to start.
+        dask.config.set({'distributed.scheduler.allowed-failures': 1}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
         ) as cluster,
