@@ -84,7 +84,8 @@ started=$SECONDS
 echo "install: stack $stack into $venv"
 step "build tools (seconds)" setuptools wheel ninja
 step "torch and torchvision (1 minute; 5-10 for the CUDA build, about 3 GB to download)" --requirement requirements/torch.txt numpy
-step "third-party packages (1 minute)" --requirement requirements/runtime.txt --requirement requirements/tests.txt
+step "third-party packages (1 minute)" --requirement requirements/runtime.txt --requirement requirements/cluster.txt \
+  --requirement requirements/tests.txt
 step "mmcv with its C++ ops, compiled here (10-20 minutes on 2 cores the first time, more with CUDA; seconds once built)" \
   --no-build-isolation --no-deps "$ops"
 step "mm packages: ${mm// /, } (seconds)" --no-deps $mm

@@ -12,7 +12,7 @@ PATIENCE = 60
 
 
 def map_on_dask(function, items, address, patience=PATIENCE):
-    """Yields ``function(item)`` of each item, in the order they finish, from the workers of a Dask cluster.
+    """Yields ``function(item)`` of each item, in the order they finish, from a Dask cluster; connects at once.
 
     An item whose worker dies goes to another; Dask gives an item up after it has lost several workers (its setting
     ``distributed.scheduler.allowed-failures``). Workers may come and go.
@@ -27,24 +27,36 @@ def map_on_dask(function, items, address, patience=PATIENCE):
         InputError: If ``distributed`` is not installed, the scheduler cannot be reached or is lost, no worker comes, an
             item is given up, or a worker has another release of this package or of OpenCV.
     """
+    client = _connect(address, patience, needs_worker=bool(items))
+    return _results(client, function, items, address)
+
+
+def _connect(address, patience, needs_worker):
     try:
-        from distributed import Client, KilledWorker, as_completed
-        from distributed.client import FutureCancelledError
+        from distributed import Client
     except ImportError:
         raise InputError('a scheduler needs the package "distributed": pip install distributed') from None
     try:
         client = Client(address, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise InputError(f'no Dask scheduler answers at {address}: {" ".join(str(error).split())}') from None
+        raise InputError(f'no Dask scheduler answers at {address}: {_line(error)}') from None
+    try:
+        if needs_worker:
+            client.wait_for_workers(1, timeout=patience)
+    except TimeoutError:
+        client.close()
+        raise InputError(f'the scheduler {address} has had no worker for {patience} s: start some') from None
+    return client
+
+
+def _results(client, function, items, address):
+    from distributed import KilledWorker, as_completed
+    from distributed.client import FutureCancelledError
+
+    remaining, versions = iter(items), (__version__, cv2.__version__)
+    item_of = {}
     with client:
-        if items:
-            try:
-                client.wait_for_workers(1, timeout=patience)
-            except TimeoutError:
-                raise InputError(f'the scheduler {address} has had no worker for {patience} s: start some') from None
-        remaining, versions = iter(items), (__version__, cv2.__version__)
         finished = as_completed(loop=client.loop)
-        item_of = {}
 
         def hand_out():
             # Asked each time, for workers come and go.
@@ -60,15 +72,19 @@ def map_on_dask(function, items, address, patience=PATIENCE):
                 item = item_of.pop(future.key)
                 try:
                     result = future.result()
-                except KilledWorker as error:
-                    raise InputError(f'{item}: given up after it lost several workers ({error.last_worker})') from None
+                except KilledWorker:
+                    raise InputError(
+                        f'{item}: given up after several workers died of it; what is finished is kept'
+                    ) from None
                 yield result
                 hand_out()
         except (FutureCancelledError, OSError) as error:
-            what = ' '.join(str(error).split())
-            raise InputError(
-                f'the scheduler {address} was lost ({what}): what is finished is kept; repeat the command'
-            ) from None
+            lost = f'the scheduler {address} was lost ({_line(error)})'
+            raise InputError(f'{lost}: what is finished is kept; repeat the command') from None
+
+
+def _line(error):
+    return ' '.join(str(error).split())
 
 
 def _work(function, item, versions):

@@ -61,6 +61,7 @@ def run(photos, out, *, workers=None, scheduler=None, shard=None, annotations=No
         metadata['shard'] = part.describe(photos)
         photos = part.of(photos)
     journal = Journal(f'{out}.partial', metadata, Record.from_json)
+    records = None
     try:
         records = _resume(journal, photos)
         resumed = len(records)
@@ -84,6 +85,8 @@ def run(photos, out, *, workers=None, scheduler=None, shard=None, annotations=No
         ProposalStore(entries, skipped, metadata, digests).save(out)
         journal.remove()
     finally:
+        if records == {}:  # nothing was done, such as for want of a scheduler
+            journal.remove()
         journal.close()
     return Summary(out, good, skipped, resumed, time.perf_counter() - started)
 

@@ -86,7 +86,7 @@ def test_no_scheduler_and_no_worker_end_in_one_line():
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_an_item_that_kills_its_workers_is_named(cluster):
     killer = '__import__("os").kill(__import__("os").getpid(), 9)'
-    with pytest.raises(InputError, match='given up after it lost several workers'):
+    with pytest.raises(InputError, match='given up after several workers died of it'):
         list(map_on_dask(eval, [killer], cluster.scheduler_address))
 
 
