@@ -21,8 +21,8 @@ pins=requirements/$stack.txt
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "WHEELS=$wheels is not a folder"
 
 # The stamp changes with anything that changes what would be installed.
-stamp=$(cat requirements/torch.txt requirements/runtime.txt requirements/tests.txt "$pins" requirements/install.sh setup.py |
-  cksum | tr ' ' '-')-$stack
+stamp=$(cat requirements/torch.txt requirements/runtime.txt requirements/cluster.txt requirements/tests.txt "$pins" \
+  requirements/install.sh setup.py | cksum | tr ' ' '-')-$stack
 marks=$venv/.ccop_mm
 runs() { "$venv/bin/python" -c '' 2>/dev/null; }
 ready() { [ "$(cat "$marks/done" 2>/dev/null)" = "$stamp" ] && runs; }
