@@ -27,13 +27,12 @@ def evaluate(store, annotation_file):
     Raises:
         InputError: If the json is at fault, or no object of it lies in a photo of the store.
     """
-    images, _ = read_objects(annotation_file)
-    pairs = match(store, annotation_file)
+    pairs, left_out = match(store, annotation_file)
     num_boxes = [len(boxes) for _, boxes, _ in pairs]
     best = np.concatenate([_best_overlaps(objects, boxes) for _, boxes, objects in pairs])
     return {
         'photos': len(num_boxes),
-        'photos_left_out': len(images) - len(num_boxes),
+        'photos_left_out': left_out,
         'objects': len(best),
         'boxes_per_photo': float(np.mean(num_boxes)),
         'recall_50': float(np.mean(best >= 0.5)),
@@ -46,7 +45,8 @@ def match(store, annotation_file):
     """The proposals and the true boxes of the photos that a store and a COCO json have in common, as :func:`evaluate`.
 
     Returns:
-        list[tuple]: For each photo its (height, width), (n, 4) proposals and (m, 4) true boxes, both xyxy in pixels.
+        tuple[list[tuple], int]: For each photo (height, width), (n, 4) proposals and (m, 4) true boxes, both xyxy in
+        pixels; and how many photos of the json are left out.
 
     Raises:
         InputError: If the json is at fault, or no object of it lies in a photo of the store.
@@ -61,7 +61,7 @@ def match(store, annotation_file):
             pairs.append((store.size(image_id), store.boxes(image_id), true_boxes))
     if not any(len(true_boxes) for *_, true_boxes in pairs):
         raise InputError(f'no object of {annotation_file} lies in a photo of the proposals: another set of photos?')
-    return pairs
+    return pairs, len(images) - len(pairs)
 
 
 def read_objects(annotation_file):

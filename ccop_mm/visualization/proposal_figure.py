@@ -116,7 +116,7 @@ def draw_sizes(
     if annotation_file is None:
         series = {'proposals': _relative_sides((size, boxes) for _, _, size, boxes in store.entries())}
     else:
-        pairs = match(store, annotation_file)
+        pairs, _ = match(store, annotation_file)
         series = {
             'proposals': _relative_sides((size, boxes) for size, boxes, _ in pairs),
             'annotated objects': _relative_sides((size, boxes) for size, _, boxes in pairs),
