@@ -1,15 +1,15 @@
 """Load time and memory of a proposals file, beside the COCO json of the same boxes through pycocotools.
 
-python benchmarks/proposal_store.py [--photos 118000] [--boxes 100] [--workers 4] [--no-coco] [--json FILE]
+python benchmarks/proposal_store.py [--photos 118000] [--boxes 100] [--coco-photos 118000] [--json FILE]
 
-Boxes are made up. Each figure is of a fresh process. At the default size pycocotools may need more than 10 GB.
+Boxes are made up. Each figure is of a forked process of its own, as a loader's workers are on Linux; times are CPU
+seconds with the file in the page cache. At the default size pycocotools may need more than 10 GB.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,57 +39,82 @@ def memory():
 
 
 def load_store(path):
-    """Seconds to load a file whose pages are cached, and to fetch the boxes of 10,000 photos."""
-    before = memory()
-    started = time.perf_counter()
+    """CPU seconds to load a file, microseconds to fetch a photo's boxes, and memory."""
+    before, started = memory(), time.process_time()
     store = ProposalStore.load(path)
-    loaded = time.perf_counter()
-    for image_id in np.random.default_rng(1).choice(store.image_ids, 10_000).tolist():
+    loaded = time.process_time()
+    chosen = np.random.default_rng(1).choice(store.image_ids, 10_000).tolist()
+    fetching = time.process_time()
+    for image_id in chosen:
         store.boxes(image_id)
-    fetched = time.perf_counter()
-    return {'load_s': loaded - started, 'us_a_photo': 100 * (fetched - loaded), 'own_MB': memory() - before}
+    fetched = time.process_time()
+    own = memory() - before
+    worker = in_child(touch, lambda: read_all(store))
+    return {
+        'load_s': loaded - started,
+        'us_a_photo': 100 * (fetched - fetching),
+        'own_MB': own,
+        'own_MB_a_worker': worker,
+    }
+
+
+def read_all(store):
+    for image_id in store.image_ids.tolist():
+        store.boxes(image_id)
 
 
 def load_coco(path):
-    """The same through pycocotools."""
+    """The same through pycocotools, without the fetching."""
     from pycocotools.coco import COCO
 
-    before = memory()
-    started = time.perf_counter()
+    before, started = memory(), time.process_time()
     coco = COCO(path)
-    return {'load_s': time.perf_counter() - started, 'own_MB': memory() - before, 'boxes': len(coco.anns)}
+    figures = {'load_s': time.process_time() - started, 'own_MB': memory() - before}
+    worker = in_child(touch, lambda: [ann['bbox'] for image_id in coco.getImgIds() for ann in coco.imgToAnns[image_id]])
+    return {**figures, 'own_MB_a_worker': worker}
 
 
-def touch_all(store, queue, done):
-    """A loader's worker: reads all boxes; tells how much memory that took it."""
-    before = memory()
-    for image_id in store.image_ids.tolist():
-        store.boxes(image_id)
-    queue.put(memory() - before)
-    done.wait()
+def touch(read):
+    """MB that a loader's worker gets of its own when it has read all boxes: what it writes to, reference counts too."""
+    rows = private()
+    read()
+    return private() - rows
 
 
-def load_workers(path, num_workers):
-    """MB of its own that each spawned worker needs, on average, when all have read all boxes."""
-    context = multiprocessing.get_context('spawn')
-    queue, done, store = context.Queue(), context.Event(), ProposalStore.load(path)
-    workers = [context.Process(target=touch_all, args=(store, queue, done)) for _ in range(num_workers)]
-    for worker in workers:
-        worker.start()
-    own = [queue.get() for _ in workers]
-    done.set()
-    for worker in workers:
-        worker.join()
-    return {'own_MB_a_worker': sum(own) / len(own)}
+def private():
+    """MB of pages that no other process has."""
+    rows = dict(line.split(':') for line in Path('/proc/self/smaps_rollup').read_text().splitlines()[1:])
+    return int(rows['Private_Dirty'].split()[0]) / 1000
 
 
-TASKS = {'load_store': load_store, 'load_coco': load_coco, 'load_workers': load_workers}
+def make_file(path, num_photos, num_boxes, kind):
+    store = make_store(num_photos, num_boxes, KINDS[kind])
+    if path.suffix == '.json':
+        export_coco(store, path)
+    else:
+        store.save(path)
+    return path.stat().st_size / 1e6
 
 
-def in_fresh_process(task, *args):
-    command = [sys.executable, __file__, '--task', json.dumps([task, *map(str, args)])]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+def in_child(function, *args):
+    """The result of a function in a forked process."""
+    context = multiprocessing.get_context('fork')
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(function(*args)))
+    child.start()
+    sender.close()
+    result = receiver.recv()
+    child.join()
+    return result
+
+
+def show(name, row):
+    fetch = f'{row["us_a_photo"]:11.1f}' if 'us_a_photo' in row else ' ' * 11
+    print(
+        f'{name:13s} {row["photos"]:7d} {row["file_MB"]:8.1f} {row["load_s"]:10.3f} {fetch} {row["own_MB"]:8.1f} '
+        f'{row["own_MB_a_worker"]:16.1f}',
+        flush=True,
+    )
 
 
 def main():
@@ -97,42 +122,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--photos', type=int, default=118_000)
     parser.add_argument('--boxes', type=int, default=100)
-    parser.add_argument('--workers', type=int, default=4)
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument('--no-coco', action='store_true', help='leave pycocotools out')
-    parser.add_argument('--folder', help='for the files; a temporary one by default')
+    parser.add_argument('--coco-photos', type=int, default=118_000, help='for pycocotools; 0: leave it out')
+    parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--json', help='also write the figures to this file')
-    parser.add_argument('--task', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.task:
-        name, path, *rest = json.loads(args.task)
-        print(json.dumps(TASKS[name](path, *map(int, rest))))
-        return
     figures = {}
-    print(f'{args.photos} photos x {args.boxes} boxes; loading: median of {args.repeats}, file in the page cache')
-    print('                   file MB  load s  us a photo  own MB  own MB a worker')
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for kind, dtype in KINDS.items():
+    print(f'{args.boxes} boxes a photo; loading: median of {args.repeats}')
+    print('                photos  file MB load CPU s  us a photo   own MB  own MB a worker')
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS:
             path = Path(folder, 'x.npz')
-            store = make_store(args.photos, args.boxes, dtype)
-            store.save(path)
-            runs = [in_fresh_process('load_store', path) for _ in range(args.repeats)]
+            size = in_child(make_file, path, args.photos, args.boxes, kind)
+            runs = [in_child(load_store, path) for _ in range(args.repeats)]
             row = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
-            row |= in_fresh_process('load_workers', path, args.workers)
-            row['file_MB'] = path.stat().st_size / 1e6
-            print(
-                f'{kind:18s} {row["file_MB"]:8.1f} {row["load_s"]:7.3f} {row["us_a_photo"]:11.1f} {row["own_MB"]:7.1f} '
-                f'{row["own_MB_a_worker"]:16.1f}'
-            )
-            figures[kind] = row
-        if not args.no_coco:
+            figures[kind] = {'photos': args.photos, 'file_MB': size, **row}
+            show(kind, figures[kind])
+        if args.coco_photos:
             path = Path(folder, 'x.json')
-            export_coco(make_store(args.photos, args.boxes, KINDS['whole pixels']), path)
-            del store
-            row = in_fresh_process('load_coco', path)
-            row['file_MB'] = path.stat().st_size / 1e6
-            print(f'{"pycocotools":18s} {row["file_MB"]:8.1f} {row["load_s"]:7.1f} {"":11s} {row["own_MB"]:7.1f}')
-            figures['pycocotools'] = row
+            size = in_child(make_file, path, args.coco_photos, args.boxes, 'whole pixels')
+            with contextlib.redirect_stdout(None):
+                row = in_child(load_coco, path)
+            figures['pycocotools'] = {'photos': args.coco_photos, 'file_MB': size, **row}
+            show('pycocotools', figures['pycocotools'])
     if args.json:
         with atomic_write(args.json, 'w') as file:
             json.dump(figures, file, indent=2)
