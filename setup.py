@@ -58,5 +58,6 @@ setup(
     # No mm package and no OpenCV here: both stacks of requirements/ provide the import name mmcv under different
     # distribution names, and a requirement on either would put a second mmcv beside the one that is installed.
     install_requires=['torch>=2.6', 'torchvision', *requirements('runtime')],
+    extras_require={'cluster': requirements('cluster')},
     zip_safe=False,
 )

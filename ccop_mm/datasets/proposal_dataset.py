@@ -1,6 +1,7 @@
 """Photos with their proposals."""
 
 import logging
+import os
 
 import numpy as np
 from mmengine.dataset import BaseDataset
@@ -9,8 +10,8 @@ from mmselfsup.registry import DATASETS
 
 from ccop_mm.datasets.sampler import SampleKey, drawing_from
 from ccop_mm.errors import InputError
+from ccop_mm.proposals.coco import load_proposals
 from ccop_mm.proposals.sources import BadPhoto, list_photos
-from ccop_mm.proposals.store import ProposalStore
 
 
 @DATASETS.register_module()
@@ -22,13 +23,14 @@ class ProposalDataset(BaseDataset):
     cannot be read now is named once in the log and another takes its place.
 
     Args:
-        proposal_file (str): What tools/propose.py wrote.
+        proposal_file (str): What tools/propose.py wrote, or its export to COCO json.
         num_proposals (int, optional): At most so many of a photo's boxes. They are stored in random order, so the first
             are an unbiased sample. All by default.
         ann_file (str): COCO json that lists the photos; empty: every photo under ``data_prefix``. Its annotations are
             not read.
         data_root (str, optional): Prefix of relative paths.
         data_prefix (dict): ``img_path``: the photos' folder.
+        allow_ground_truth (bool): Take annotated boxes for proposals, an upper bound; refused by default.
         **kwargs: As mmengine's ``BaseDataset``.
     """
 
@@ -41,10 +43,12 @@ class ProposalDataset(BaseDataset):
         ann_file: str = '',
         data_root: str | None = None,
         data_prefix: dict | None = None,
+        allow_ground_truth: bool = False,
         **kwargs,
     ) -> None:
         self.proposal_file = proposal_file
         self.num_proposals = num_proposals
+        self.allow_ground_truth = allow_ground_truth
         self._bad_photos: set[str] = set()  # of this worker process
         super().__init__(
             ann_file=ann_file, data_root=data_root, data_prefix=data_prefix or dict(img_path='images/'), **kwargs
@@ -54,17 +58,18 @@ class ProposalDataset(BaseDataset):
         """Resolves the proposals' path like the others: relative to ``data_root``."""
         super()._join_prefix()
         if self.data_root and '://' not in self.proposal_file and not self.proposal_file.startswith('/'):
-            self.proposal_file = f'{self.data_root.rstrip("/")}/{self.proposal_file}'
+            # As the words say: `..` of a folder that is a link is where the link lies, not where it leads.
+            self.proposal_file = os.path.normpath(os.path.join(self.data_root, self.proposal_file))
 
     def load_data_list(self) -> list[dict]:
         """Lists the photos and finds each one's proposals.
 
         Raises:
-            InputError: The folder, json or proposals file is missing or empty, or proposals are of other photos.
+            InputError: The folder, json or proposals file is missing or empty, or the proposals are not these photos'.
         """
         root = self.data_prefix['img_path']
         photos = list_photos(self.ann_file, root) if self.ann_file else list_photos(root)
-        self.store = ProposalStore.load(self.proposal_file)
+        self.store = load_proposals(self.proposal_file, self.allow_ground_truth)
         skipped = [photo for photo in photos if photo.file_name in self.store.skipped]
         known = [photo for photo in photos if photo.file_name not in self.store.skipped]
         strangers = [

@@ -27,28 +27,41 @@ def evaluate(store, annotation_file):
     Raises:
         InputError: If the json is at fault, or no object of it lies in a photo of the store.
     """
-    images, objects = read_objects(annotation_file)
-    id_of = {store.file_name(image_id): image_id for image_id in store.image_ids.tolist()}
-    best, num_boxes = [], []
-    for image in images:
-        image_id = id_of.get(image['file_name'])
-        if image_id is None or not _same_size(store.size(image_id), image):
-            continue
-        boxes = store.boxes(image_id)
-        num_boxes.append(len(boxes))
-        best.append(_best_overlaps(objects.get(image['id'], np.empty((0, 4))), boxes))
-    best = np.concatenate(best) if best else np.empty(0)
-    if not len(best):
-        raise InputError(f'no object of {annotation_file} lies in a photo of the proposals: another set of photos?')
+    pairs, left_out = match(store, annotation_file)
+    num_boxes = [len(boxes) for _, boxes, _ in pairs]
+    best = np.concatenate([_best_overlaps(objects, boxes) for _, boxes, objects in pairs])
     return {
         'photos': len(num_boxes),
-        'photos_left_out': len(images) - len(num_boxes),
+        'photos_left_out': left_out,
         'objects': len(best),
         'boxes_per_photo': float(np.mean(num_boxes)),
         'recall_50': float(np.mean(best >= 0.5)),
         'recall_70': float(np.mean(best >= 0.7)),
         'mean_best_overlap': float(np.mean(best)),
     }
+
+
+def match(store, annotation_file):
+    """The proposals and the true boxes of the photos that a store and a COCO json have in common, as :func:`evaluate`.
+
+    Returns:
+        tuple[list[tuple], int]: For each photo (height, width), (n, 4) proposals and (m, 4) true boxes, both xyxy in
+        pixels; and how many photos of the json are left out.
+
+    Raises:
+        InputError: If the json is at fault, or no object of it lies in a photo of the store.
+    """
+    images, objects = read_objects(annotation_file)
+    id_of = {store.file_name(image_id): image_id for image_id in store.image_ids.tolist()}
+    pairs = []
+    for image in images:
+        image_id = id_of.get(image['file_name'])
+        if image_id is not None and _same_size(store.size(image_id), image):
+            true_boxes = objects.get(image['id'], np.empty((0, 4)))
+            pairs.append((store.size(image_id), store.boxes(image_id), true_boxes))
+    if not any(len(true_boxes) for *_, true_boxes in pairs):
+        raise InputError(f'no object of {annotation_file} lies in a photo of the proposals: another set of photos?')
+    return pairs, len(images) - len(pairs)
 
 
 def read_objects(annotation_file):

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from ccop_mm.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 
 class Journal:
     """Records appended to a text file, one line each: a checksum and a JSON value.
@@ -20,7 +25,7 @@ class Journal:
         decode (Callable): Makes what :attr:`records` holds of each record as JSON gave it.
 
     Raises:
-        InputError: If the file was begun with another header, or cannot be written.
+        InputError: If the file was begun with another header, is in use by another process, or cannot be written.
     """
 
     def __init__(self, path, header, decode):
@@ -30,6 +35,7 @@ class Journal:
             self._file = open(self.path, 'a+b')  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise InputError(f'cannot write {self.path}: {error.strerror}') from None
+        self._lock()
         lines = self._lines()
         found = next(lines, None)
         if found is not None and found != header:
@@ -56,6 +62,18 @@ class Journal:
         self.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+
+    def _lock(self):
+        """Keeps other processes out until the file is closed, or this process is gone."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self.close()
+            raise InputError(f'{self.path} is in use: the same command is running already') from None
+        except OSError:
+            pass  # a file system without locks
 
     def _lines(self):
         """Yields the values of all whole lines, from the first; ``_end`` is where the last one yielded ends."""

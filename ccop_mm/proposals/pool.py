@@ -62,7 +62,7 @@ def _context():
     if 'forkserver' not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['ccop_mm.proposals.run'])  # the imports take seconds: once for all workers
+    context.set_forkserver_preload(['ccop_mm.proposals.work'])  # the imports take seconds: once for all workers
     return context
 
 

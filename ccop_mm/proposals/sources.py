@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,33 +59,38 @@ def image_id_of(relative_path):
 
 
 def list_photos(source, image_root=None):
-    """Lists the photos of a folder or of a COCO json.
+    """Lists the photos of a folder, of a COCO json or of a text list.
 
     A folder is searched with its subfolders, links included; hidden files and folders are passed over. The photos of a
-    json need not exist: an absent one is skipped, and named, when it is read.
+    json or list need not exist: an absent one is skipped, and named, when it is read.
 
     Args:
-        source (str | Path): A folder, or a COCO annotation file (``*.json``).
-        image_root (str | Path | None): The folder that the json's ``file_name`` entries are relative to. By default
-            ``images`` beside the json or beside its folder, or the folder there that bears the json's own name
-            (``annotations/instances_train2017.json`` -> ``train2017``), the first that holds a photo of the json.
+        source (str | Path): A folder, a COCO annotation file (``*.json``), or a list (``*.txt``) of a path a line, in
+            which empty lines and those that begin with ``#`` do not count. Ids of a list are those of the same paths in
+            a folder.
+        image_root (str | Path | None): The folder that the json's ``file_name`` entries, or the list's paths, are
+            relative to. By default a list's own folder; for a json ``images`` beside it or beside its folder, or the
+            folder there that bears the json's own name (``annotations/instances_train2017.json`` -> ``train2017``), the
+            first that holds a photo of the json.
 
     Returns:
         list[Photo]: At least one photo, in ascending order of id.
 
     Raises:
-        InputError: If the source is missing or unreadable, holds no photo, or gives two photos one id.
+        InputError: If the source is missing or unreadable, holds no photo, gives two photos one id, or one photo twice.
     """
     source = Path(os.path.abspath(source))
     if source.is_dir():
         if image_root is not None:
-            raise InputError(f'{source} is a folder of photos: an image root goes with a COCO json only')
+            raise InputError(f'{source} is a folder of photos: an image root goes with a COCO json or a list')
         photos = _list_folder(source)
     elif source.suffix.lower() == '.json':
         photos = _list_json(source, image_root)
+    elif source.suffix.lower() == '.txt':
+        photos = _list_text(source, image_root)
     else:
-        what = 'is neither a folder nor a .json file' if source.exists() else 'does not exist'
-        raise InputError(f'{source} {what}: give a folder of photos or a COCO json')
+        what = 'is neither a folder nor a .json or .txt file' if source.exists() else 'does not exist'
+        raise InputError(f'{source} {what}: give a folder of photos, a COCO json or a text list')
     return _unique(photos, source)
 
 
@@ -103,19 +109,34 @@ def load_photo(path):
     Raises:
         BadPhoto: If the file is absent, unreadable, truncated or no image.
     """
+    content = read_photo(path)
+    return decode_photo(content), len(content)
+
+
+def read_photo(path):
+    """The bytes of a photo's file; raises :class:`BadPhoto` if it is absent or unreadable."""
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise BadPhoto('the file does not exist') from None
     except OSError as error:
         raise BadPhoto(f'cannot be read: {error.strerror}') from None
+
+
+def decode_photo(content):
+    """(H, W, 3) uint8 in BGR order of a photo's bytes; raises :class:`BadPhoto` if they are no whole image."""
     try:
         image = mmcv.imfrombytes(content, flag='color', backend='cv2') if content else None
     except cv2.error as error:
         raise BadPhoto(f'OpenCV: {error.err}') from None
     if image is None:
         raise BadPhoto(_why_undecodable(content))
-    return image, len(content)
+    return image
+
+
+def digest_of(content):
+    """The first 64 bits of the BLAKE2b hash of a photo's bytes, as a number; never 0, which means not known."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=32).digest()[:8], 'big') or 1
 
 
 def read_json(path):
@@ -183,7 +204,7 @@ def _walk(folder, above):
     for entry in os.scandir(folder):
         if entry.name.startswith('.'):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # unlike entry.is_dir, False for a link that leads to itself
             yield from _walk(entry.path, (*above, real))
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             yield entry.path
@@ -195,6 +216,28 @@ def _list_json(path, image_root):
     if not root.is_dir():
         raise InputError(f'the image root {root} is not a folder')
     return [Photo(image['id'], image['file_name'], root / image['file_name']) for image in images]
+
+
+def _list_text(path, image_root):
+    root = path.parent if image_root is None else Path(os.path.abspath(image_root))
+    if not root.is_dir():
+        raise InputError(f'the image root {root} is not a folder')
+    try:
+        lines = [line.strip() for line in os.fsdecode(path.read_bytes()).removeprefix('\ufeff').splitlines()]
+    except OSError as error:
+        raise InputError(f'cannot read {path}: {error.strerror}') from None
+    names = [_name_below(root, line, path) for line in lines if line and not line.startswith('#')]
+    if not names:
+        raise InputError(f'{path} lists no photo: write a path a line')
+    return [Photo(image_id_of(name), name, root / name) for name in names]
+
+
+def _name_below(root, line, path):
+    """A list's line as the path relative to the root."""
+    name = os.path.relpath(root / line, root).replace(os.sep, '/')
+    if name.startswith('../'):
+        raise InputError(f"{path}: {line!r} is not below {root}: name the photos' folder (--image-root)")
+    return name
 
 
 def _guess_root(path, images):
@@ -209,11 +252,14 @@ def _guess_root(path, images):
 def _unique(photos, source):
     photos = sorted(photos, key=lambda photo: (photo.image_id, photo.file_name))
     for one, other in zip(photos, photos[1:], strict=False):
-        if one.image_id == other.image_id:
+        if one.image_id == other.image_id and one.file_name != other.file_name:
             raise InputError(
                 f'{source}: {one.file_name!r} and {other.file_name!r} share the id {one.image_id}; '
                 'rename one, or give it another id'
             )
+    (name, times), *_ = Counter(photo.file_name for photo in photos).most_common(1)
+    if times > 1:
+        raise InputError(f'{source} lists {name!r} {times} times: keep one of them')
     return photos
 
 

@@ -1,93 +1,84 @@
 """The proposals file: boxes by image id."""
 
-import hashlib
+import functools
 import json
-import zipfile
-from pathlib import Path
+import os
 
 import numpy as np
 
-from ccop_mm.errors import InputError
-from ccop_mm.fileio import atomic_write
-
-FORMAT = 'ccop_mm proposals'
-FORMAT_VERSION = 1
-
-# Every array of the file but its checksum. Texts are UTF-8 bytes, one after another, with the n + 1 places where each
-# begins and the last ends: arrays of Python strings would need pickle.
-ARRAYS = (
-    'metadata',
-    'image_ids',
-    'sizes',
-    'offsets',
-    'boxes',
-    'names',
-    'name_offsets',
-    'skipped_names',
-    'skipped_name_offsets',
-    'skipped_reasons',
-    'skipped_reason_offsets',
-)
+from ccop_mm.proposals.store_file import FORMAT, FORMAT_VERSION, map_again, read_arrays, write_arrays
 
 
 class ProposalStore:
     """The proposals of many photos, by image id.
 
     The file is an uncompressed ``.npz`` without pickle: :attr:`image_ids` ascending, the boxes of all photos one after
-    another in that order, file names, sizes, what was skipped and why, a JSON text of metadata, and a BLAKE2b checksum
-    of everything. The same content gives the same bytes, in whatever order it came.
+    another in that order, file names, sizes, digests of the photos' files, what was skipped and why, a JSON text of
+    metadata, and a BLAKE2b checksum of everything. The same content gives the same bytes, in whatever order it came.
+
+    A loaded store is the file's own pages, mapped read-only: all processes of a machine share one copy. Pickled, as for
+    a loader's workers that are spawned, it is the path; the file is mapped there again.
 
     Args:
         entries (Iterable[tuple]): ``(image_id, file_name, (height, width), boxes)`` of each photo; boxes (n, 4) xyxy in
-            pixels of the photo as :func:`~ccop_mm.proposals.load_photo` reads it, n may be 0.
+            pixels of the photo as :func:`~ccop_mm.proposals.load_photo` reads it, n may be 0. They are kept as float32,
+            or as uint16 if all of them are whole pixels, which is the same in half the space.
         skipped (dict[str, str]): File name -> reason, of the photos that could not be used.
         metadata (dict): How the boxes were made; must be fit for JSON.
+        digests (dict[int, int]): Image id -> :func:`~ccop_mm.proposals.sources.digest_of` its file, where known.
 
     Raises:
-        ValueError: If an image id occurs twice.
+        ValueError: If an image id or a file name occurs twice.
     """
 
-    def __init__(self, entries, skipped=None, metadata=None):
+    def __init__(self, entries, skipped=None, metadata=None, digests=None):
         entries = sorted(entries, key=lambda entry: entry[0])
         image_ids = np.array([entry[0] for entry in entries], dtype=np.int64)
-        if (np.diff(image_ids) == 0).any():
-            raise ValueError('an image id occurs twice')
+        names = [entry[1] for entry in entries]
+        if (np.diff(image_ids) == 0).any() or len(set(names)) < len(names):
+            raise ValueError('an image id or a file name occurs twice')
         boxes = [np.asarray(entry[3], dtype=np.float32).reshape(-1, 4) for entry in entries]
-        metadata = {'format': FORMAT, 'format_version': FORMAT_VERSION, **(metadata or {})}
+        digests = digests or {}
         skipped = sorted((skipped or {}).items())
+        self._file = None
         self._arrays = {
-            'metadata': np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), dtype=np.uint8),
+            'metadata': _metadata(metadata or {}),
             'image_ids': image_ids,
             'sizes': np.array([entry[2] for entry in entries], dtype=np.int32).reshape(-1, 2),
             'offsets': np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-            'boxes': np.concatenate([np.empty((0, 4), np.float32), *boxes]),
-            **_pack('name', [entry[1] for entry in entries]),
+            'boxes': _compact(np.concatenate([np.empty((0, 4), np.float32), *boxes])),
+            **_pack('name', names),
             **_pack('skipped_name', [name for name, _ in skipped]),
             **_pack('skipped_reason', [reason for _, reason in skipped]),
+            'digests': np.array([digests.get(image_id, 0) for image_id in image_ids.tolist()], dtype=np.uint64),
         }
 
     @classmethod
     def load(cls, path):
-        """Reads a store.
+        """Maps a store into memory, after its checksum is verified.
 
         Args:
             path (str | Path): The file.
 
         Returns:
-            ProposalStore: The whole store, in memory.
+            ProposalStore: The whole store.
 
         Raises:
             InputError: If the file is missing, is no proposals file, was cut short or altered, or has a newer format.
         """
+        arrays, checksum = read_arrays(path)
         store = cls.__new__(cls)
-        store._arrays = _read(path)
+        store._arrays = arrays
+        store._file = (os.path.abspath(path), checksum)
+        if 'digests' not in arrays:  # format 1
+            store._file = None
+            arrays['metadata'] = _metadata(store.metadata)
+            arrays['digests'] = np.zeros(len(store), dtype=np.uint64)
         return store
 
     def save(self, path):
         """Writes the store; ``path`` (str | Path) holds the whole of it or what it held before, never a part."""
-        with atomic_write(path) as file:
-            # Stored with the fixed date of 1980 that np.savez gives: no byte depends on the day.
-            np.savez(file, checksum=_checksum(self._arrays), **self._arrays)
+        write_arrays(path, self._arrays)
 
     @property
     def image_ids(self):
@@ -99,11 +90,16 @@ class ProposalStore:
         """dict: Format, versions and parameters."""
         return json.loads(self._arrays['metadata'].tobytes())
 
-    @property
+    @functools.cached_property
     def skipped(self):
         """dict[str, str]: File name -> reason, of the photos that could not be used."""
         names, reasons = (_unpack(self._arrays, kind) for kind in ('skipped_name', 'skipped_reason'))
         return dict(zip(names, reasons, strict=True))
+
+    @property
+    def num_boxes(self):
+        """np.ndarray: (n,) int64, how many boxes each photo of :attr:`image_ids` has."""
+        return np.diff(self._arrays['offsets'])
 
     def boxes(self, image_id):
         """The proposals of one photo: a new (n, 4) float32 array of xyxy boxes in pixels; n may be 0.
@@ -115,7 +111,7 @@ class ProposalStore:
         """
         index = self._index(image_id)
         start, end = self._arrays['offsets'][index : index + 2]
-        return self._arrays['boxes'][start:end].copy()
+        return self._arrays['boxes'][start:end].astype(np.float32)
 
     def file_name(self, image_id):
         """The photo's path relative to its folder (str); raises ``KeyError`` as :meth:`boxes` does."""
@@ -123,15 +119,40 @@ class ProposalStore:
         start, end = self._arrays['name_offsets'][index : index + 2]
         return _decode(self._arrays['names'][start:end])
 
+    def id_of(self, file_name):
+        """The image id (int) of a file name; raises ``KeyError`` if the store has no such photo."""
+        return self._id_of[file_name]
+
     def size(self, image_id):
         """The photo's ``(height, width)`` in pixels; raises ``KeyError`` as :meth:`boxes` does."""
         return tuple(self._arrays['sizes'][self._index(image_id)].tolist())
+
+    def digest(self, image_id):
+        """The digest (int) of the photo's file, 0 if it is not known; raises ``KeyError`` as :meth:`boxes` does."""
+        return int(self._arrays['digests'][self._index(image_id)])
+
+    def entries(self):
+        """Yields ``(image_id, file_name, (height, width), boxes)`` of each photo, in ascending order of id."""
+        for image_id in self.image_ids.tolist():
+            yield image_id, self.file_name(image_id), self.size(image_id), self.boxes(image_id)
 
     def __len__(self):
         return len(self.image_ids)
 
     def __contains__(self, image_id):
         return self._find(image_id) is not None
+
+    def __getstate__(self):
+        return {'_file': self._file, '_arrays': None if self._file else self._arrays}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if self._file:
+            self._arrays = map_again(*self._file)
+
+    @functools.cached_property
+    def _id_of(self):
+        return dict(zip(_unpack(self._arrays, 'name'), self.image_ids.tolist(), strict=True))
 
     def _find(self, image_id):
         index = int(np.searchsorted(self.image_ids, image_id))
@@ -144,44 +165,15 @@ class ProposalStore:
         return index
 
 
-def _read(path):
-    """The arrays of a file, checked."""
-    if not Path(path).is_file():
-        raise InputError(f'no proposals file {path}: make it with tools/propose.py')
-    damaged = InputError(f'{path} was cut short or altered: make it again with tools/propose.py')
-    foreign = InputError(f'{path} is not a proposals file of tools/propose.py')
-    try:
-        if not zipfile.is_zipfile(path):  # it lacks the directory that ends a zip file
-            raise damaged if Path(path).read_bytes()[:2] == b'PK' else foreign
-        with np.load(path, allow_pickle=False) as file:
-            if 'metadata' not in file or 'checksum' not in file:
-                raise foreign
-            metadata = json.loads(file['metadata'].tobytes())
-            if metadata['format'] != FORMAT:
-                raise foreign
-            if metadata['format_version'] > FORMAT_VERSION:
-                raise InputError(f'{path} is of format {metadata["format_version"]}: update ccop_mm to read it')
-            arrays = {name: file[name] for name in ARRAYS}
-            checksum = file['checksum']
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f'cannot read {path}: {error.strerror or error}') from None
-    except Exception:  # zipfile, numpy and json each have several of their own for bytes that make no sense
-        raise damaged from None
-    if not np.array_equal(checksum, _checksum(arrays)):
-        raise damaged
-    return arrays
+def _metadata(values):
+    values = {**values, 'format': FORMAT, 'format_version': FORMAT_VERSION}
+    return np.frombuffer(json.dumps(values, sort_keys=True).encode(), dtype=np.uint8)
 
 
-def _checksum(arrays):
-    """(32,) uint8, of the name, type, shape and bytes of every array."""
-    digest = hashlib.blake2b(digest_size=32)
-    for name in ARRAYS:
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f'{name} {array.dtype.str} {array.shape}'.encode())
-        digest.update(array.data)
-    return np.frombuffer(digest.digest(), dtype=np.uint8)
+def _compact(boxes):
+    """The boxes as uint16 if that changes no number."""
+    whole = ((boxes >= 0) & (boxes <= np.iinfo(np.uint16).max) & (boxes == np.floor(boxes))).all()
+    return boxes.astype(np.uint16) if whole else boxes
 
 
 def _pack(kind, texts):
@@ -194,8 +186,10 @@ def _pack(kind, texts):
 
 
 def _unpack(arrays, kind):
-    data, offsets = arrays[f'{kind}s'], arrays[f'{kind}_offsets'].tolist()
-    return [_decode(data[start:end]) for start, end in zip(offsets, offsets[1:], strict=False)]
+    data, offsets = arrays[f'{kind}s'].tobytes(), arrays[f'{kind}_offsets'].tolist()
+    return [
+        data[start:end].decode('utf-8', 'surrogateescape') for start, end in zip(offsets, offsets[1:], strict=False)
+    ]
 
 
 def _decode(data):

@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def build(folder, **changes):
-    arguments = dict(proposal_file='proposals.npz', data_root=str(folder), pipeline=PIPELINE, **changes)
+    arguments = {**dict(proposal_file='proposals.npz', data_root=str(folder), pipeline=PIPELINE), **changes}
     return DATASETS.build(dict(type='mmselfsup.ProposalDataset', **arguments))
 
 
@@ -94,6 +94,40 @@ def test_same_ids_of_another_data_set_are_refused(folder):
     ProposalStore([(1, 'a.png', (60, 80), []), (2, 'b.png', (60, 80), [])]).save(folder / 'proposals.npz')
     with pytest.raises(InputError, match='holds no proposals for 2 of the 2 photos'):
         build(folder, ann_file='photos.json')
+
+
+def test_ground_truth_is_refused_unless_allowed(folder):
+    images = [dict(id=10 + n, file_name=f'{n}.png', height=60, width=80) for n in range(3)]
+    truth = [dict(id=n, image_id=10 + n, bbox=[n, 0, 20, 20.5]) for n in range(3)]
+    (folder / 'photos.json').write_text(json.dumps(dict(images=images, annotations=truth)))
+    entries = [(10 + n, f'{n}.png', (60, 80), [[n, 0, n + 20, 20.5]]) for n in range(3)]
+    ProposalStore(entries, metadata={'method': 'ground-truth'}).save(folder / 'truth.npz')
+    for file in ('photos.json', 'truth.npz'):
+        with pytest.raises(InputError, match=f'{file} holds ground truth.*allow_ground_truth=True') as caught:
+            build(folder, ann_file='photos.json', proposal_file=file)
+        assert '\n' not in str(caught.value)
+        dataset = build(folder, ann_file='photos.json', proposal_file=file, allow_ground_truth=True)
+        assert [dataset.get_data_info(i)['proposals'].tolist() for i in range(3)] == [
+            [[n, 0, n + 20, 20.5]] for n in range(3)
+        ]
+
+
+def test_proposals_beside_a_linked_folder_are_found_beside_the_link(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp('elsewhere') / 'photos'
+    (folder / 'images').rename(elsewhere)
+    (folder / 'images').symlink_to(elsewhere)
+    dataset = build(
+        folder, data_root=str(folder / 'images'), data_prefix=dict(img_path=''), proposal_file='../proposals.npz'
+    )
+    assert len(dataset) == 5
+    assert dataset.proposal_file == str(folder / 'proposals.npz')
+
+
+def test_spawned_workers_map_the_same_file(folder):
+    loader = DataLoader(
+        build(folder), batch_size=5, num_workers=1, collate_fn=default_collate, multiprocessing_context='forkserver'
+    )
+    assert len(next(iter(loader))['data_samples']) == 5
 
 
 def test_missing_pieces_are_named(folder):

@@ -2,8 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,9 +18,11 @@ import torch
 from PIL import Image
 
 from ccop_mm.boxes import pairwise_iou
+from ccop_mm.datasets.transforms import LoadPhoto
 from ccop_mm.errors import InputError
-from ccop_mm.proposals import ProposalStore, image_id_of, list_photos, propose
+from ccop_mm.proposals import ProposalStore, image_id_of, list_photos, pool
 from ccop_mm.proposals.journal import Journal
+from ccop_mm.proposals.methods import random_boxes, search_boxes
 from ccop_mm.proposals.run import run
 from ccop_mm.proposals.select import filter_boxes, merge_boxes, sample_boxes
 
@@ -28,8 +33,16 @@ def quiet_run(source, out, **options):
     return run(list_photos(source), out, progress=False, **{'workers': 1, **options})
 
 
-def expected_boxes(image, image_id, max_boxes=100):
-    return sample_boxes(merge_boxes(filter_boxes(propose(image))), max_boxes, image_id)
+def opencv_boxes(image, mode='Fast'):
+    """OpenCV's own result for one photo, without this package: its distinct boxes, ascending."""
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(image)
+    getattr(search, f'switchToSelectiveSearch{mode}')()
+    return np.array(sorted({(x, y, x + w, y + h) for x, y, w, h in search.process().tolist()}), np.float32)
+
+
+def expected_boxes(image, image_id, max_boxes=100, seed=0):
+    return sample_boxes(merge_boxes(filter_boxes(opencv_boxes(image))), max_boxes, image_id, seed)
 
 
 def wait_for(condition, seconds=30):
@@ -50,12 +63,20 @@ def descendants(pid):
     return [*children, *(pid for child in children for pid in descendants(child))]
 
 
+def alive(pid):
+    """Whether a process still runs; one that has ended may stay listed until its parent looks."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
 @pytest.fixture
 def many_photos(tmp_path, scene):
-    """40 photos, enough that a run can be killed half-way, and the file of an undisturbed run."""
+    """80 photos, enough that a run can be killed half-way, and the file of an undisturbed run."""
     root = tmp_path / 'many'
     root.mkdir()
-    for seed in range(40):
+    for seed in range(80):
         cv2.imwrite(str(root / f'{seed}.png'), scene(seed))
     quiet_run(root, tmp_path / 'undisturbed.npz')
     return root, (tmp_path / 'undisturbed.npz').read_bytes()
@@ -76,7 +97,7 @@ def test_each_photo_has_the_boxes_of_a_run_of_its_own(photo_folder, tmp_path):
 def test_same_bytes_with_any_workers_and_order(photo_folder, tmp_path):
     photos = list_photos(photo_folder)
     contents = set()
-    for workers, order in ((1, photos), (2, photos[::-1]), (3, photos[3:] + photos[:3])):
+    for workers, order in ((1, photos), (2, photos[::-1]), (5, photos[3:] + photos[:3])):
         run(order, tmp_path / 'x.npz', workers=workers, progress=False)
         contents.add((tmp_path / 'x.npz').read_bytes())
     moved = shutil.move(photo_folder, tmp_path / 'elsewhere')
@@ -86,25 +107,40 @@ def test_same_bytes_with_any_workers_and_order(photo_folder, tmp_path):
 
 
 @needs_sigkill
-def test_same_bytes_after_kills(many_photos, tmp_path):
+def test_same_bytes_after_ten_kills_at_random_moments(many_photos, tmp_path):
+    """Files written anew in another order, another list order and number of workers each time, SIGKILL, and so on."""
     root, undisturbed = many_photos
-    out, partial = tmp_path / 'x.npz', tmp_path / 'x.npz.partial'
-    for workers, goal in ((2, 4), (1, 9)):
+    out, partial, rng = tmp_path / 'x.npz', tmp_path / 'x.npz.partial', np.random.default_rng()
+    shuffled = tmp_path / 'shuffled'
+    shuffled.mkdir()
+    for path in rng.permutation(sorted(root.iterdir())):
+        shutil.copy(path, shuffled)
+    pool._context()  # the children begin with the imports done, if none was begun before
+    before = 0
+    for workers in rng.permutation([1, 1, 1, 1, 1, 1, 1, 2, 2, 5]).tolist():
+        photos = rng.permutation(np.array(list_photos(shuffled), dtype=object)).tolist()
         child = multiprocessing.get_context('forkserver').Process(
-            target=run, args=(list_photos(root), out), kwargs={'workers': workers, 'progress': False}
+            target=run, args=(photos, out), kwargs={'workers': workers, 'progress': False}
         )
         child.start()
-        wait_for(lambda goal=goal: num_lines(partial) >= goal)
+        goal = before + int(rng.integers(0, 4))
+        wait_for(lambda goal=goal: num_lines(partial) >= goal, 120)
+        time.sleep(rng.uniform(0, 0.03))
         offspring = descendants(child.pid)
         child.kill()
         child.join()
-        assert not out.exists()
-        wait_for(lambda pids=offspring: not any(Path(f'/proc/{pid}').exists() for pid in pids))
-    finished = num_lines(partial) - 1
-    summary = quiet_run(root, out, workers=2)
-    assert summary.resumed == finished
+        assert not out.exists(), 'finished before it could be killed'
+        wait_for(lambda pids=offspring: not any(map(alive, pids)), 120)
+        assert num_lines(partial) >= before, 'a finished photo was lost'
+        before = num_lines(partial)
+    summary = quiet_run(shuffled, out, workers=2)
+    assert summary.resumed == max(0, before - 1)  # without the header
     assert out.read_bytes() == undisturbed
     assert not partial.exists()
+    store = ProposalStore.load(out)
+    for photo in list_photos(root):
+        image = cv2.imread(str(photo.path))
+        np.testing.assert_array_equal(store.boxes(photo.image_id), expected_boxes(image, photo.image_id))
 
 
 @needs_sigkill
@@ -228,17 +264,139 @@ def test_json_that_names_absent_files(photo_folder, tmp_path):
     np.testing.assert_array_equal(store.boxes(5), expected_boxes(image, 5))
 
 
-def test_rotated_photo_has_boxes_in_rotated_pixels(tmp_path, scene):
-    upright = scene(8)
-    exif = Image.Exif()
-    exif[0x0112] = 8  # to be shown turned by 90 degrees anticlockwise
-    stored = np.rot90(upright, -1)
-    Image.fromarray(stored[..., ::-1].copy()).save(tmp_path / 'x.png', exif=exif)
-    quiet_run(tmp_path, tmp_path / 'x.npz')
+def write_kinds_of_photos(folder, upright):
+    """One photo of every kind that people have, all of them sound."""
+    rgb = np.ascontiguousarray(upright[..., ::-1])
+    photo = Image.fromarray(rgb)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo.save(folder / f'exif_{orientation}.jpg', exif=exif)
+    photo.convert('CMYK').save(folder / 'cmyk.jpg')
+    photo.convert('L').save(folder / 'grey.jpg')
+    photo.convert('L').save(folder / 'grey.png')
+    photo.convert('P').save(folder / 'palette.png')
+    photo.convert('RGBA').save(folder / 'rgba.png')
+    photo.convert('LA').save(folder / 'grey_alpha.png')
+    photo.convert('1').save(folder / 'bilevel.png')
+    cv2.imwrite(str(folder / 'rgb_16.png'), upright.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / 'grey_16.png'), upright[..., 0].astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / 'rgb_16.tiff'), upright.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / 'dot.png'), upright[:1, :1])
+    cv2.imwrite(str(folder / 'large.jpg'), cv2.resize(upright, (12000, 4000)))
+    cv2.imwrite(str(folder / 'long.png'), cv2.resize(upright, (3, 12000)))
+
+
+def test_every_kind_of_photo_is_searched_as_the_training_loads_it(tmp_path, scene):
+    write_kinds_of_photos(tmp_path, scene(8))
+    summary = quiet_run(tmp_path, tmp_path / 'x.npz')
     store = ProposalStore.load(tmp_path / 'x.npz')
-    (image_id,) = store.image_ids.tolist()
-    assert store.size(image_id) == (72, 96)
-    np.testing.assert_array_equal(store.boxes(image_id), expected_boxes(upright, image_id))
+    assert (len(store), summary.skipped) == (21, {})
+    for photo in list_photos(tmp_path):
+        loaded = LoadPhoto().transform({'img_path': str(photo.path)})['img']
+        assert store.size(photo.image_id) == loaded.shape[:2]
+        if max(loaded.shape) < 1024:
+            np.testing.assert_array_equal(store.boxes(photo.image_id), expected_boxes(loaded, photo.image_id))
+    sizes = {name: store.size(image_id_of(name)) for name in ('exif_1.jpg', 'exif_6.jpg', 'exif_8.jpg', 'large.jpg')}
+    assert sizes == {'exif_1.jpg': (72, 96), 'exif_6.jpg': (96, 72), 'exif_8.jpg': (96, 72), 'large.jpg': (4000, 12000)}
+    # Lossless ones of the same pixels have the boxes of the photo itself, whatever their format.
+    for name in ('rgba.png', 'rgb_16.png', 'rgb_16.tiff'):
+        np.testing.assert_array_equal(store.boxes(image_id_of(name)), expected_boxes(scene(8), image_id_of(name)))
+    assert len(store.boxes(image_id_of('large.jpg'))) > 20
+    assert len(store.boxes(image_id_of('dot.png'))) == len(store.boxes(image_id_of('long.png'))) == 0
+
+
+def test_photos_that_cannot_be_used_are_named_with_the_reason(tmp_path, scene):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'good.png'), scene(1))
+    (folder / 'empty.jpg').touch()
+    (folder / 'text.png').write_text('not a photo')
+    (folder / 'gone.jpg').symlink_to(folder / 'nowhere.jpg')
+    os.symlink('loop.jpg', folder / 'loop.jpg')
+    for suffix in ('jpg', 'png', 'bmp', 'tiff', 'webp'):
+        content = cv2.imencode(f'.{suffix}', scene(2))[1].tobytes()
+        (folder / f'cut.{suffix}').write_bytes(content[: len(content) // 2])
+    (folder / 'denied.jpg').write_bytes(content)
+    (folder / 'denied.jpg').chmod(0)
+    readable = os.access(folder / 'denied.jpg', os.R_OK)  # by the superuser
+    summary = quiet_run(folder, tmp_path / 'x.npz')
+    store = ProposalStore.load(tmp_path / 'x.npz')
+    expected = {
+        'empty.jpg': 'the file is empty',
+        'text.png': 'not a whole image of a kind that OpenCV decodes',
+        'gone.jpg': 'the file does not exist',
+        'loop.jpg': 'cannot be read: Too many levels of symbolic links',
+        'cut.jpg': 'truncated or damaged JPEG',
+        'cut.png': 'truncated or damaged PNG',
+        'cut.bmp': 'truncated or damaged BMP',
+        'cut.tiff': 'not a whole image of a kind that OpenCV decodes',
+        'cut.webp': 'not a whole image of a kind that OpenCV decodes',
+        **({} if readable else {'denied.jpg': 'cannot be read: Permission denied'}),
+    }
+    assert store.skipped == summary.skipped
+    assert {name: store.skipped[name] for name in expected} == expected
+    assert len(store) == 1 + readable
+
+
+def test_seed_and_limits_reach_the_boxes(photo_folder, tmp_path):
+    quiet_run(photo_folder, tmp_path / 'x.npz', seed=7, max_boxes=5)
+    quiet_run(photo_folder, tmp_path / 'small.npz', max_side=40)
+    store, small = ProposalStore.load(tmp_path / 'x.npz'), ProposalStore.load(tmp_path / 'small.npz')
+    for photo in list_photos(photo_folder):
+        image = cv2.imread(str(photo.path))
+        np.testing.assert_array_equal(store.boxes(photo.image_id), expected_boxes(image, photo.image_id, 5, 7))
+        assert store.boxes(photo.image_id).tolist() != expected_boxes(image, photo.image_id, 5).tolist()
+        found = merge_boxes(filter_boxes(search_boxes(image, 'fast', 40)))
+        np.testing.assert_array_equal(small.boxes(photo.image_id), sample_boxes(found, 100, photo.image_id))
+        assert small.size(photo.image_id) == image.shape[:2]
+
+
+def test_random_boxes_and_merge_rules(photo_folder, tmp_path):
+    quiet_run(photo_folder, tmp_path / 'x.npz', method='random', merge='smallest', max_boxes=20)
+    store = ProposalStore.load(tmp_path / 'x.npz')
+    for photo in list_photos(photo_folder):
+        found = random_boxes(store.size(photo.image_id), photo.image_id)
+        merged = merge_boxes(filter_boxes(found), 0.5, 'smallest')
+        np.testing.assert_array_equal(store.boxes(photo.image_id), sample_boxes(merged, 20, photo.image_id))
+    assert store.metadata['method'] == 'random'
+
+
+def test_ground_truth_of_a_folder_s_photos(photo_folder, tmp_path):
+    images = [{'id': 5, 'file_name': 'scene_1.png'}, {'id': 3, 'file_name': 'a/scene_5.png', 'width': 1, 'height': 1}]
+    boxes = [[1, 2, 3, 60.5], [1, 2, 30, 5]]  # too long and too small for the rules of a search
+    content = {'images': images, 'annotations': [{'image_id': 5, 'bbox': box} for box in boxes]}
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    summary = quiet_run(photo_folder, tmp_path / 'x.npz', method='ground-truth', annotations=tmp_path / 'x.json')
+    store = ProposalStore.load(tmp_path / 'x.npz')
+    found = store.boxes(image_id_of('scene_1.png')).tolist()
+    assert sorted(found) == [[1, 2, 4, 62.5], [1, 2, 31, 7]]
+    assert store.metadata['method'] == 'ground-truth' and len(store.metadata['annotations']) == 32
+    assert len(summary.skipped) == 6
+    assert summary.skipped['scene_0.png'] == 'the annotations do not list it'
+    assert '1x1 in the annotations' in summary.skipped['a/scene_5.png']
+    for options in ({'method': 'ground-truth'}, {'annotations': tmp_path / 'x.json'}):
+        with pytest.raises(InputError, match='go with the method ground-truth'):
+            quiet_run(photo_folder, tmp_path / 'y.npz', **options)
+
+
+def test_two_runs_of_one_file_do_not_mix(photo_folder, tmp_path):
+    out = tmp_path / 'x.npz'
+    code = (
+        'import sys, time\n'
+        'from ccop_mm.proposals.journal import Journal\n'
+        'journal = Journal(sys.argv[1], {}, dict)\n'
+        'print(1, flush=True)\n'
+        'time.sleep(60)\n'
+    )
+    other = subprocess.Popen([sys.executable, '-c', code, f'{out}.partial'], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(InputError, match='is in use: the same command is running already'):
+            quiet_run(photo_folder, out)
+    finally:
+        other.kill()
+        other.communicate()
 
 
 @pytest.mark.parametrize(

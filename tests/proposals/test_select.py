@@ -73,6 +73,46 @@ def test_merge_equals_plain_loop_for_any_input_order(seed, max_iou):
     assert as_ints(merge_boxes(shuffled, float(max_iou))) == expected
 
 
+@pytest.mark.parametrize('max_iou', [0.5, 0.25])
+@pytest.mark.parametrize('rule', ['smallest', 'random', 'average'])
+def test_other_merge_rules_equal_plain_loops(rule, max_iou):
+    boxes = np.unique(random_boxes(np.random.default_rng(4), 300), axis=0)
+    ordered = sorted(as_ints(boxes), key=lambda b: (-(b[2] - b[0]) * (b[3] - b[1]), *b))
+    if rule == 'smallest':
+        ordered = sorted(as_ints(boxes), key=lambda b: ((b[2] - b[0]) * (b[3] - b[1]), *b))
+    if rule == 'random':  # the keys of the photo and of the use
+        keys = np.random.PCG64(9 + (3 << 64) + (2 << 96)).random_raw(len(boxes)).tolist()
+        ordered = [box for _, box in sorted(zip(keys, ordered, strict=True))]
+    groups = []
+    for box in ordered:
+        group = next((group for group in groups if plain_iou(group[0], box) > Fraction(max_iou)), None)
+        if group is None:
+            groups.append([box])
+        else:
+            group.append(box)
+    merged = merge_boxes(np.random.default_rng(0).permutation(boxes), max_iou, rule, image_id=9, seed=3)
+    if rule == 'average':
+        np.testing.assert_allclose(merged, [np.mean(group, axis=0) for group in groups], rtol=1e-6)
+    else:
+        assert as_ints(merged) == [group[0] for group in groups]
+    assert 1 < len(groups) < len(boxes)
+
+
+def test_nothing_is_merged_and_rules_that_do_not_exist():
+    boxes = random_boxes(np.random.default_rng(0), 20)
+    np.testing.assert_array_equal(merge_boxes(boxes, 0.5, 'none'), boxes)
+    with pytest.raises(ValueError, match='none of largest'):
+        merge_boxes(boxes, 0.5, 'all')
+
+
+def test_random_order_depends_on_photo_and_seed():
+    boxes = np.unique(random_boxes(np.random.default_rng(0), 200), axis=0)
+    results = {
+        str(as_ints(merge_boxes(boxes, 0.5, 'random', image_id, seed))) for image_id in (1, 2) for seed in (0, 1)
+    }
+    assert len(results) == 4
+
+
 def test_merge_at_the_limit():
     # The half of a box overlaps it by exactly 0.5, which is not more than 0.5.
     boxes = np.array([(0, 0, 20, 20), (0, 0, 20, 10), (0, 0, 20, 11)], np.float32)
@@ -98,6 +138,15 @@ def test_sample_is_fixed_for_good():
     # Of PCG64's stream, which numpy keeps stable: a store made today can be made again with any later numpy.
     boxes = np.arange(40, dtype=np.float32).reshape(10, 4)
     assert sample_boxes(boxes, 10, 139)[:, 0].astype(int).tolist() == [12, 20, 8, 28, 0, 4, 36, 24, 32, 16]
+
+
+def test_seeds_give_other_samples():
+    boxes = random_boxes(np.random.default_rng(0), 200)
+    samples = {
+        str(sample_boxes(boxes, 50, image_id, seed).tolist()) for image_id in (7, 8) for seed in (0, 1, 2**32 - 1)
+    }
+    assert len(samples) == 6
+    np.testing.assert_array_equal(sample_boxes(boxes, 50, 7, 0), sample_boxes(boxes, 50, 7))
 
 
 def test_prefixes_are_unbiased():

@@ -84,8 +84,9 @@ def test_missing_and_empty_folders(tmp_path, refuse):
     refuse('does not exist', tmp_path / 'nowhere')
     (tmp_path / 'text.txt').write_text('x')
     refuse('holds no photo', tmp_path)
-    refuse('neither a folder nor', tmp_path / 'text.txt')
-    refuse('goes with a COCO json', tmp_path, tmp_path)
+    (tmp_path / 'table.csv').write_text('x')
+    refuse('neither a folder nor', tmp_path / 'table.csv')
+    refuse('goes with a COCO json or a list', tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize('layout', ['set/images', 'images', 'train2017', 'set'])
@@ -106,6 +107,42 @@ def test_json_s_image_root_given(tmp_path, refuse):
     assert photo.path == tmp_path / 'sub' / 'b.png'
 
 
+def test_text_list_has_the_ids_of_its_folder(photo_folder, tmp_path, refuse):
+    path = tmp_path / 'list.txt'
+    lines = [
+        '# two photos',
+        '',
+        ' scene_1.png ',
+        './a/../a/b/scene_6.png',
+        'absent.png',
+        '#scene_2.png',
+        'caf\udce9.png',
+    ]
+    path.write_bytes(b'\xef\xbb\xbf' + os.fsencode('\r\n'.join(lines)))
+    photos = list_photos(path, photo_folder)
+    assert [photo.image_id for photo in photos] == sorted(photo.image_id for photo in photos)
+    expected = {'scene_1.png', 'a/b/scene_6.png', 'absent.png', os.fsdecode(b'caf\xe9.png')}
+    assert {photo.file_name for photo in photos} == expected
+    of_folder = {photo.file_name: photo for photo in list_photos(photo_folder)}
+    assert {photo.file_name for photo in photos if photo == of_folder.get(photo.file_name)} == {
+        'scene_1.png',
+        'a/b/scene_6.png',
+    }
+    # Relative to the list's own folder, and absolute paths.
+    path.write_text(f'photos/scene_1.png\n{photo_folder}/scene_2.png\n')
+    assert {photo.file_name for photo in list_photos(path)} == {'photos/scene_1.png', 'photos/scene_2.png'}
+    refuse('is not below', path, photo_folder / 'a')
+    refuse('not a folder', path, tmp_path / 'nowhere')
+    path.write_text('# nothing\n')
+    refuse('lists no photo', path)
+    path.write_text('photos/scene_1.png\n./photos/scene_1.png\n')
+    refuse("lists 'photos/scene_1.png' 2 times", path)
+    path.unlink()
+    refuse('cannot read', path)
+    path.mkdir()
+    refuse('holds no photo', path)
+
+
 def test_faulty_jsons(tmp_path, refuse):
     refuse('cannot read', tmp_path / 'absent.json', tmp_path)
     for text, match in (
@@ -117,6 +154,8 @@ def test_faulty_jsons(tmp_path, refuse):
         ('{"images": [{"id": "1", "file_name": "a.jpg"}]}', 'needs a "file_name"'),
         ('{"images": [{"id": -1, "file_name": "a.jpg"}]}', 'needs a "file_name"'),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', 'share the id 1'),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]}', "lists 'a.jpg' 2 times"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "a.jpg"}]}', "lists 'a.jpg' 2 times"),
     ):
         (tmp_path / 'x.json').write_text(text)
         refuse(match, tmp_path / 'x.json', tmp_path)

@@ -1,15 +1,18 @@
 """The proposals file."""
 
+import copy
+import hashlib
 import io
 import json
 import os
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
 from ccop_mm.errors import InputError
-from ccop_mm.proposals import ProposalStore, store
+from ccop_mm.proposals import ProposalStore
 
 SKIPPED = {'b/ö.jpg': 'truncated or damaged JPEG', 'a.jpg': 'the file is empty'}
 
@@ -49,7 +52,7 @@ def check_content(loaded):
         assert loaded.boxes(image_id).dtype == np.float32
         np.testing.assert_array_equal(loaded.boxes(image_id), boxes)
     assert loaded.skipped == SKIPPED
-    assert loaded.metadata == {'mode': 'fast', 'format': 'ccop_mm proposals', 'format_version': 1}
+    assert loaded.metadata == {'mode': 'fast', 'format': 'ccop_mm proposals', 'format_version': 2}
 
 
 def test_round_trip(saved):
@@ -86,9 +89,11 @@ def test_nothing_in_it(tmp_path):
     assert (len(loaded), 0 in loaded, loaded.skipped) == (0, False, {})
 
 
-def test_an_id_twice_is_refused():
-    with pytest.raises(ValueError, match='twice'):
-        ProposalStore([*random_entries(), random_entries()[0]])
+def test_an_id_or_a_name_twice_is_refused():
+    first = random_entries()[0]
+    for entry in ((first[0], 'other.jpg', *first[2:]), (5, *first[1:])):
+        with pytest.raises(ValueError, match='twice'):
+            ProposalStore([*random_entries(), entry])
 
 
 def test_files_that_are_no_store(tmp_path, saved):
@@ -124,7 +129,8 @@ def test_altered_bytes_are_refused_or_change_nothing(saved, tmp_path):
             check_content(ProposalStore.load(path))  # such as a date in the zip's directory
         except InputError:
             refused += 1
-    assert refused > len(content) // 23 * 0.8
+    # Of so small a file a quarter is the zip's directory, padding and dates.
+    assert refused > len(content) // 23 * 0.65
 
 
 def test_an_altered_box_is_refused(saved, tmp_path):
@@ -136,11 +142,100 @@ def test_an_altered_box_is_refused(saved, tmp_path):
     refuse(tmp_path / 'edited.npz', 'altered')
 
 
-def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, 'FORMAT_VERSION', 2)
-    ProposalStore(random_entries()).save(tmp_path / 'new.npz')
-    monkeypatch.undo()
-    refuse(tmp_path / 'new.npz', 'update ccop_mm')
+def test_a_newer_format_is_refused(saved, tmp_path):
+    content = saved.read_bytes()
+    # The zip file's own checksum is wrong afterwards, which nobody looks at: ours covers the same bytes and more.
+    (tmp_path / 'new.npz').write_bytes(content.replace(b'"format_version": 2', b'"format_version": 3'))
+    refuse(tmp_path / 'new.npz', 'is of format 3: update ccop_mm')
+
+
+def write_format_1(path, boxes, checksum=None):
+    """What the first release wrote, by plain numpy: one photo skipped, two searched, one of them with boxes."""
+    metadata = json.dumps({'mode': 'fast', 'format': 'ccop_mm proposals', 'format_version': 1}, sort_keys=True)
+    texts = {'names': 'y.jpgx.jpg', 'skipped_names': 'a.jpg', 'skipped_reasons': 'empty'}
+    arrays = {
+        'metadata': np.frombuffer(metadata.encode(), np.uint8),
+        'image_ids': np.array([2, 7]),
+        'sizes': np.array([[10, 20], [40, 50]], np.int32),
+        'offsets': np.array([0, 0, len(boxes)]),
+        'boxes': boxes,
+        'names': np.frombuffer(texts['names'].encode(), np.uint8),
+        'name_offsets': np.array([0, 5, 10]),
+        'skipped_names': np.frombuffer(texts['skipped_names'].encode(), np.uint8),
+        'skipped_name_offsets': np.array([0, 5]),
+        'skipped_reasons': np.frombuffer(texts['skipped_reasons'].encode(), np.uint8),
+        'skipped_reason_offsets': np.array([0, 5]),
+    }
+    digest = hashlib.blake2b(digest_size=32)
+    for name, array in arrays.items():
+        digest.update(f'{name} {array.dtype.str} {array.shape}'.encode() + array.tobytes())
+    np.savez(path, checksum=np.frombuffer(digest.digest(), np.uint8), **arrays)
+
+
+def test_format_1_is_read_and_becomes_format_2(tmp_path):
+    boxes = np.array([[1, 2, 30.5, 20], [0, 0, 9, 9]], np.float32)
+    write_format_1(tmp_path / 'old.npz', boxes)
+    old = ProposalStore.load(tmp_path / 'old.npz')
+    again = ProposalStore(old.entries(), old.skipped, {'mode': 'fast'})
+    for name, store in (('a.npz', old), ('b.npz', again), ('c.npz', pickle.loads(pickle.dumps(old)))):
+        np.testing.assert_array_equal(store.boxes(7), boxes)
+        assert (len(store.boxes(2)), store.file_name(2), store.size(7)) == (0, 'y.jpg', (40, 50))
+        assert (store.skipped, store.digest(7)) == ({'a.jpg': 'empty'}, 0)
+        assert store.metadata == {'mode': 'fast', 'format': 'ccop_mm proposals', 'format_version': 2}
+        store.save(tmp_path / name)
+    assert len({(tmp_path / name).read_bytes() for name in ('a.npz', 'b.npz', 'c.npz')}) == 1
+    content = bytearray((tmp_path / 'old.npz').read_bytes())
+    content[content.index(boxes.tobytes())] ^= 1
+    (tmp_path / 'old.npz').write_bytes(content)
+    refuse(tmp_path / 'old.npz', 'altered')
+
+
+def test_whole_pixels_take_half_the_space_and_come_back_exact(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {}
+    for name, boxes in {
+        'whole': rng.integers(0, 65536, (10000, 4)),
+        'one too large': np.append(rng.integers(0, 65536, (9999, 4)), [[0, 0, 65536, 9]], axis=0),
+        'one negative': np.append(rng.integers(0, 65536, (9999, 4)), [[-1, 0, 5, 9]], axis=0),
+        'one broken': np.append(rng.integers(0, 65536, (9999, 4)), [[0.5, 0, 5, 9]], axis=0),
+        'one not a number': np.append(rng.integers(0, 65536, (9999, 4)), [[np.nan, 0, 5, 9]], axis=0),
+    }.items():
+        ProposalStore([(1, 'x.jpg', (9, 9), boxes)]).save(tmp_path / name)
+        loaded = ProposalStore.load(tmp_path / name).boxes(1)
+        assert loaded.dtype == np.float32
+        np.testing.assert_array_equal(loaded, boxes.astype(np.float32))
+        sizes[name] = (tmp_path / name).stat().st_size
+    assert sizes.pop('whole') < 0.55 * min(sizes.values())
+
+
+def test_pickled_it_is_its_path_and_the_file_must_stay(saved, tmp_path):
+    loaded = ProposalStore.load(saved)
+    loaded.skipped  # noqa: B018 (kept by the store, not by the pickle)
+    content = pickle.dumps(loaded)
+    assert len(content) < 1000
+    check_content(pickle.loads(content))
+    check_content(copy.deepcopy(loaded))
+    check_content(pickle.loads(pickle.dumps(ProposalStore(random_entries(), SKIPPED, {'mode': 'fast'}))))
+    ProposalStore(random_entries(1), SKIPPED, {'mode': 'fast'}).save(saved)
+    check_content(loaded)  # has the old file's pages still
+    with pytest.raises(InputError, match='changed or removed while it was in use'):
+        pickle.loads(content)
+    saved.unlink()
+    with pytest.raises(InputError, match='changed or removed while it was in use'):
+        pickle.loads(content)
+
+
+def test_names_digests_and_counts(saved, tmp_path):
+    loaded = ProposalStore.load(saved)
+    for image_id, name, _, boxes in random_entries():
+        assert loaded.id_of(name) == image_id
+        assert loaded.num_boxes[loaded.image_ids.tolist().index(image_id)] == len(boxes)
+        assert loaded.digest(image_id) == 0
+    with pytest.raises(KeyError, match='absent'):
+        loaded.id_of('absent')
+    ProposalStore(random_entries(), digests={139: 2**64 - 1}).save(tmp_path / 'x.npz')
+    digests = ProposalStore.load(tmp_path / 'x.npz')
+    assert (digests.digest(139), digests.digest(12)) == (2**64 - 1, 0)
 
 
 def test_pickled_payload_is_not_run(tmp_path, saved):

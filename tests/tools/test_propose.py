@@ -70,6 +70,60 @@ def test_folder_to_file_with_evaluation(propose_tool, photos, annotations, tmp_p
     for name in ('recall_50', 'recall_70', 'mean_best_overlap'):
         assert f'{name:18s} {figures[name]:.3f}\n' in stdout
     assert str(out) in stdout
+    assert (tmp_path / 'new' / 'x_sizes.png').stat().st_size > 5000
+    figure = tmp_path / 'sizes.svg'
+    code, stdout, _ = propose_tool('evaluate', out, annotations, '--figure', figure)
+    assert code == 0 and f'recall_50          {figures["recall_50"]:.3f}\n' in stdout
+    assert figure.read_text().startswith('<?xml')
+
+
+def test_random_boxes_ground_truth_and_lists(propose_tool, photos, annotations, tmp_path):
+    out = tmp_path / 'x.npz'
+    assert propose_tool(photos, '--out', out, '--workers', 1, '--method', 'random', '--seed', 3)[0] == 0
+    assert {'method': 'random', 'seed': 3}.items() <= ProposalStore.load(out).metadata.items()
+    assert (
+        propose_tool(annotations, '--image-root', photos, '--out', out, '--workers', 1, '--method', 'ground-truth')[0]
+        == 0
+    )
+    assert ProposalStore.load(out).boxes(7).tolist() == [[17, 20, 57, 50]]
+    listed = tmp_path / 'list.txt'
+    listed.write_text('3.png\n7.png\n')
+    options = ('--image-root', photos, '--out', out, '--workers', 1, '--method', 'ground-truth')
+    assert propose_tool(listed, *options, '--annotations', annotations)[0] == 0
+    assert len(ProposalStore.load(out)) == 2
+    code, _, stderr = propose_tool(listed, *options)
+    assert code == 2 and 'it needs them' in stderr
+
+
+def test_shards_are_merged_verified_exported_and_imported(propose_tool, photos, tmp_path):
+    parts = [tmp_path / f'{index}.npz' for index in range(3)]
+    for index, part in enumerate(parts):
+        assert propose_tool(photos, '--out', part, '--workers', 1, '--shard', f'{index}/3')[0] == 0
+    code, _, stderr = propose_tool('merge', *parts[:2], '--out', tmp_path / 'x.npz')
+    assert code == 2 and '1 of 3 shards are missing: 2/3' in stderr
+    code, stdout, _ = propose_tool('merge', *parts, '--out', tmp_path / 'x.npz')
+    assert code == 0 and stdout.startswith('30 photos, ')
+    assert propose_tool(photos, '--out', tmp_path / 'whole.npz', '--workers', 1)[0] == 0
+    content = (tmp_path / 'whole.npz').read_bytes()
+    assert (tmp_path / 'x.npz').read_bytes() == content
+    assert propose_tool('export', tmp_path / 'x.npz', '--out', tmp_path / 'x.json')[0] == 0
+    code, stdout, _ = propose_tool('import', tmp_path / 'x.json', '--out', tmp_path / 'again.npz')
+    assert code == 0 and ', selective-search: ' in stdout
+    assert (tmp_path / 'again.npz').read_bytes() == content
+    code, stdout, _ = propose_tool('verify', tmp_path / 'x.npz', photos, '--again', 2)
+    assert code == 0 and 'faults             0' in stdout and '  searched again   2' in stdout
+    (photos / '3.png').write_text('no photo any more')
+    code, stdout, _ = propose_tool('verify', tmp_path / 'x.npz', photos)
+    assert code == 1 and '    3.png: not a whole image' in stdout
+    (tmp_path / 'x.npz').write_bytes(content[:-50])
+    code, stdout, stderr = propose_tool('verify', tmp_path / 'x.npz', photos)
+    assert (code, stdout) == (2, '') and 'was cut short or altered' in stderr
+
+
+def test_annotations_are_imported_as_what_they_are(propose_tool, annotations, tmp_path):
+    out = tmp_path / 'x.npz'
+    assert ', ground-truth: ' in propose_tool('import', annotations, '--out', out)[1]
+    assert ', imported: ' in propose_tool('import', annotations, '--proposals', '--out', out)[1]
 
 
 def test_json_and_options_reach_the_file(propose_tool, photos, annotations, tmp_path):
@@ -105,6 +159,9 @@ def test_skipped_photos_decide_the_exit_code(propose_tool, photos, tmp_path):
         ('nowhere.json', (), 'cannot read'),
         ('photos', ('--evaluate', 'nowhere.json'), 'cannot read'),
         ('photos', ('--max-boxes', 0), 'max_boxes is 0'),
+        ('photos', ('--shard', '4/3'), 'shard is 4/3'),
+        ('photos', ('--method', 'random', '--mode', 'fast'), 'concerns the method selective-search'),
+        ('photos', ('--scheduler', 'nonsense'), 'no Dask scheduler answers'),
     ],
 )
 def test_faults_end_in_one_line_and_write_nothing(propose_tool, request, monkeypatch, source, options, message):
