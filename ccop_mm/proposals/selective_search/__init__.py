@@ -20,7 +20,7 @@ MODES = {
     'single': (('hsv',), (200,), (_ALL,)),
     'fast': (('hsv', 'lab'), (150, 300, 450), (_ALL, _NO_COLOUR)),
     'quality': (
-        ('hsv', 'lab', 'gray', 'hue', 'rgi'),
+        ('hsv', 'lab', 'gray', 'blue', 'rgi'),
         (150, 300, 450, 600, 750),
         (_ALL, _NO_COLOUR, _FILL, _SIZE),
     ),
@@ -47,15 +47,20 @@ def search(image, mode):
 
 
 def _images(image, names):
-    """The planes of each image; one that two images have in common is one object, so that its bins are shared."""
-    hsv = [Plane(values) for values in cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))]
-    images = {'hsv': hsv}
+    """The planes of each image; one that two images have in common is one object, so that its bins are shared.
+
+    ``blue`` is meant to be hue: OpenCV keeps a reference to that plane, and overwrites it when it splits the photo.
+    """
+
+    def planes(code):
+        return [Plane(values) for values in cv2.split(image if code is None else cv2.cvtColor(image, code))]
+
+    images = {'hsv': planes(cv2.COLOR_BGR2HSV)}
     if 'lab' in names:
-        images['lab'] = [Plane(values) for values in cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2Lab))]
+        images['lab'] = planes(cv2.COLOR_BGR2Lab)
     if 'rgi' in names:
-        gray = Plane(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
-        images['gray'], images['hue'] = [gray], hsv[:1]
-        images['rgi'] = [Plane(image[..., 2]), Plane(image[..., 1]), gray]
+        (blue, green, red), gray = planes(None), planes(cv2.COLOR_BGR2GRAY)
+        images.update(gray=gray, blue=[blue], rgi=[red, green, *gray])
     return [images[name] for name in names]
 
 

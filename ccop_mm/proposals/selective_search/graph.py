@@ -70,11 +70,11 @@ class Graph:
 
 @kernel()
 def _weight(smooth, y, x, y2, x2):
-    """Euclidean distance of two pixels, rounded where OpenCV rounds: differences and sums are floats, squares doubles."""
+    """Euclidean distance of two pixels, in float32 throughout and summed from the first channel to the last, as in OpenCV."""
     total = np.float32(0)
     for channel in range(smooth.shape[2]):
-        difference = np.float64(smooth[y, x, channel] - smooth[y2, x2, channel])
-        total = np.float32(np.float64(total) + difference * difference)
+        difference = smooth[y, x, channel] - smooth[y2, x2, channel]
+        total += difference * difference
     return np.sqrt(total)
 
 
