@@ -184,6 +184,13 @@ def _find(parents, p):
 
 
 @kernel()
+def _ends(code, width):
+    """The two pixels of an edge."""
+    p = code >> 1
+    return p, p + (width if code & 1 else 1)
+
+
+@kernel()
 def _union(parents, a, b):
     """Joins the trees of two roots; gives the new root."""
     if parents[a] > parents[b]:  # a is smaller
@@ -213,10 +220,10 @@ def join(weights, edges, count, width, k):
     refused = np.empty(len(edges), np.int32)
     num_refused = 0
     for e in range(len(edges)):
-        code = edges[e]
-        p = code >> 1
-        a = _find(parents, p)
-        b = _find(parents, p + (width if code & 1 else 1))
+        p, q = _ends(edges[e], width)
+        if parents[p] == parents[q] and parents[p] >= 0:  # true of most edges that are inside of a component
+            continue
+        a, b = _find(parents, p), _find(parents, q)
         if a != b:
             weight = weights[e]
             if weight <= thresholds[a] and weight <= thresholds[b]:
@@ -225,6 +232,10 @@ def join(weights, edges, count, width, k):
             else:
                 refused[num_refused] = e
                 num_refused += 1
+        if p != a:
+            parents[p] = a
+        if q != a and parents[q] >= 0:
+            parents[q] = _find(parents, q)
     return parents, refused[:num_refused].copy()
 
 
@@ -241,34 +252,35 @@ def join_small(parents, weights, edges, chosen, width, min_size):
         min_size (int): In pixels.
 
     Returns:
-        tuple[np.ndarray, bool]: The forest, and whether another order of equal weights would have given the same one: no
-        component had two different neighbours at one weight.
+        tuple[np.ndarray, bool]: The forest, and whether any other order of equal weights gives the same one.
     """
-    partners = np.full(len(parents), -1, np.int32)  # the neighbour met at the weight ...
-    met_at = np.full(len(parents), -1, np.float32)  # ... noted here
+    largest = np.zeros(len(parents), np.int32)  # of a root: pixels of the largest part that it had at this weight
+    active = np.empty(len(chosen), np.int32)
     settled = True
     begin = 0
     while begin < len(chosen):
         weight = weights[chosen[begin]]
-        end = begin
+        end, num_active = begin, 0
         while end < len(chosen) and weights[chosen[end]] == weight:
+            p, q = _ends(edges[chosen[end]], width)
+            a, b = _find(parents, p), _find(parents, q)
+            if a != b and (-parents[a] < min_size or -parents[b] < min_size):
+                largest[a], largest[b] = -parents[a], -parents[b]
+                active[num_active] = end
+                num_active += 1
             end += 1
-        if settled and end - begin > 1:
-            for i in range(begin, end):
-                code = edges[chosen[i]]
-                a = _find(parents, code >> 1)
-                b = _find(parents, (code >> 1) + (width if code & 1 else 1))
-                if a != b and min(-parents[a], -parents[b]) < min_size:
-                    if (met_at[a] == weight and partners[a] != b) or (met_at[b] == weight and partners[b] != a):
-                        settled = False
-                    met_at[a] = met_at[b] = weight
-                    partners[a], partners[b] = b, a
-        for i in range(begin, end):
-            code = edges[chosen[i]]
-            a = _find(parents, code >> 1)
-            b = _find(parents, (code >> 1) + (width if code & 1 else 1))
-            if a != b and min(-parents[a], -parents[b]) < min_size:
-                _union(parents, a, b)
+        for i in active[:num_active]:
+            p, q = _ends(edges[chosen[i]], width)
+            a, b = _find(parents, p), _find(parents, q)
+            if a != b and (-parents[a] < min_size or -parents[b] < min_size):
+                most = max(largest[a], largest[b])
+                largest[_union(parents, a, b)] = most
+        if num_active > 1:
+            for i in active[:num_active]:
+                p, q = _ends(edges[chosen[i]], width)
+                a, b = _find(parents, p), _find(parents, q)
+                # If all its parts but the largest are small together, any order joins them.
+                settled = settled and a == b and -parents[a] - largest[a] < min_size
         begin = end
     return parents, settled
 
