@@ -8,7 +8,7 @@ images have in common, segmentations and histograms are computed once, and each 
 import cv2
 import numpy as np
 
-from ccop_mm.proposals.selective_search.features import COLOUR_BINS, TEXTURE_BINS, Plane, count_bins, describe, normalize
+from ccop_mm.proposals.selective_search.features import Histograms, Plane, describe
 from ccop_mm.proposals.selective_search.graph import Graph
 from ccop_mm.proposals.selective_search.grouping import group, group_exactly
 
@@ -41,8 +41,10 @@ def search(image, mode):
     boxes = []
     for planes in _images(image, names):
         graph = Graph(cv2.merge([plane.values for plane in planes]))
-        for k in ks:
-            boxes.extend(_hierarchies(planes, *graph.segment(k), measures))
+        labels, counts = zip(*map(graph.segment, ks), strict=True)
+        histograms = Histograms(planes, labels)
+        for index, count in enumerate(counts):
+            boxes.extend(_hierarchies(histograms, index, labels[index], count, measures))
     return np.unique(np.concatenate(boxes), axis=0)
 
 
@@ -64,15 +66,12 @@ def _images(image, names):
     return [images[name] for name in names]
 
 
-def _hierarchies(planes, labels, count, measures):
+def _hierarchies(histograms, index, labels, count, measures):
     """Boxes of one segmentation and of its hierarchies, one for each measure: a list of (n, 4) int32."""
     boxes, sizes, pairs = describe(labels, count)
-    flat, area = labels.reshape(-1), labels.size
-    colours = textures = np.empty((count, 0), np.float32)
-    if any(colour for colour, _, _, _ in measures):
-        colours = normalize(np.hstack([count_bins(flat, plane.colour_bins, count, COLOUR_BINS) for plane in planes]))
-    if any(texture for _, _, texture, _ in measures):
-        textures = normalize(np.hstack([count_bins(flat, plane.texture_bins, count, TEXTURE_BINS) for plane in planes]))
+    none = np.empty((count, 0), np.float32)
+    colours = histograms.colours(index, count) if any(colour for colour, _, _, _ in measures) else none
+    textures = histograms.textures(index, count) if any(texture for _, _, texture, _ in measures) else none
     found = [boxes]
     for measure in measures:
         weights = np.array(measure, np.float32)
@@ -80,8 +79,8 @@ def _hierarchies(planes, labels, count, measures):
         def regions():  # grouping changes them
             return boxes.copy(), sizes.copy(), colours.copy(), textures.copy()
 
-        joined, finished = group(pairs, *regions(), weights, area)
+        joined, finished = group(pairs, *regions(), weights, labels.size)
         if not finished:
-            joined = group_exactly(pairs, *regions(), weights, area)
+            joined = group_exactly(pairs, *regions(), weights, labels.size)
         found.append(joined)
     return found
