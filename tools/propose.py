@@ -11,7 +11,7 @@ from ccop_mm.errors import exit_on_input_error
 from ccop_mm.proposals import ProposalStore, list_photos
 from ccop_mm.proposals.evaluate import evaluate, read_objects
 from ccop_mm.proposals.run import Rules, run
-from ccop_mm.proposals.search import MODES
+from ccop_mm.proposals.search import ENGINES, MODES
 
 
 def parse_args(argv=None):
@@ -21,6 +21,12 @@ def parse_args(argv=None):
     parser.add_argument('--out', required=True, help='file to write, customarily .npz')
     parser.add_argument('--image-root', help="folder of the json's photos; guessed by default")
     parser.add_argument('--mode', choices=MODES, default=defaults.mode, help='selective search strategy (%(default)s)')
+    parser.add_argument(
+        '--engine',
+        choices=ENGINES,
+        default=defaults.engine,
+        help="ccop_mm's own search, or OpenCV's, which finds the same boxes in several times the time (%(default)s)",
+    )
     parser.add_argument('--max-boxes', type=int, default=defaults.max_boxes, help='boxes kept a photo (%(default)s)')
     parser.add_argument('--min-area', type=float, default=defaults.min_area, help='in square pixels (%(default)s)')
     parser.add_argument('--max-aspect', type=float, default=defaults.max_aspect, help='longer by shorter (%(default)s)')
@@ -42,6 +48,7 @@ def main(argv=None):
             photos,
             args.out,
             mode=args.mode,
+            engine=args.engine,
             max_boxes=args.max_boxes,
             min_area=args.min_area,
             max_aspect=args.max_aspect,

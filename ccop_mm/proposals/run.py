@@ -27,6 +27,7 @@ class Rules:
     """How boxes are searched and selected; see :mod:`ccop_mm.proposals.select` for the sources of the numbers."""
 
     mode: str = 'fast'
+    engine: str = 'native'
     min_area: float = 144.0
     max_aspect: float = 3.0
     merge_iou: float = 0.5
@@ -36,7 +37,7 @@ class Rules:
     def __post_init__(self):
         for field in fields(self):  # 144 and 144.0 are the same rule and give the same file
             object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
-        require_search(self.mode)
+        require_search(self.mode, self.engine)
         for name, fits, needs in (
             ('min_area', self.min_area >= 0, '0 or more'),
             ('max_aspect', self.max_aspect > 1, 'more than 1'),
@@ -87,7 +88,7 @@ def process(photo, rules):
     try:
         image, num_bytes = load_photo(photo.path)
         start = time.thread_time()
-        raw = propose(image, rules.mode)
+        raw = propose(image, rules.mode, rules.engine)
     except BadPhoto as error:
         return Record(photo.image_id, photo.file_name, _num_bytes(photo), reason=str(error))
     except (cv2.error, MemoryError) as error:
@@ -113,7 +114,8 @@ def run(photos, out, *, workers=None, progress=True, **rules):
         out (str | Path): The file to write; an older one is replaced at the end.
         workers (int | None): Processes; 1 searches in this process. By default one for each core.
         progress (bool): Show a bar on stderr.
-        **rules: Fields of :class:`Rules`: ``mode``, ``min_area``, ``max_aspect``, ``merge_iou``, ``max_boxes``.
+        **rules: Fields of :class:`Rules`: ``mode``, ``engine``, ``min_area``, ``max_aspect``, ``merge_iou``,
+            ``max_boxes``.
 
     Returns:
         Summary: What was done.

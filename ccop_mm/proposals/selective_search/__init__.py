@@ -1,8 +1,10 @@
-"""Selective search (Uijlings et al., IJCV 2013) as in OpenCV's ximgproc, which gives the same set of boxes but takes longer.
+"""Selective search (Uijlings et al., IJCV 2013): the set of boxes that OpenCV's ximgproc gives, in less time.
 
-What differs is what is done twice. Of an image, OpenCV sorts the edges and filters the texture anew for each k, and passes
-over all pixels for the colours of each segment; it sorts all similarities at each join. Here edges, textures, planes that two
-images have in common, segmentations and histograms are computed once, and each pixel is visited once.
+OpenCV sorts the edges of an image and filters its texture anew for each k, passes over the whole image for the colours
+of each segment, and sorts all similarities at each join. Here edges and textures are computed once an image, pixels are
+counted once for all its segmentations (:mod:`.features`), and similarities are kept in a heap (:mod:`.grouping`).
+
+Equality rests on rounding where OpenCV rounds and on breaking ties as it does; each module says how.
 """
 
 import cv2

@@ -77,8 +77,8 @@ def signed_bins(derivative):
         derivative (np.ndarray): (H, W) float32.
 
     Returns:
-        tuple[np.ndarray, tuple]: (H * W,) uint8, the bin of the positive part where that is more than 0, else 10 + the bin of
-        the negative part; the bins that 0 falls in, in the positive and in the negative part.
+        tuple[np.ndarray, tuple]: (H * W,) uint8, the bin of the positive part where that is more than 0, else 10 + the
+        bin of the negative part; the bins that 0 falls in, in the positive and in the negative part.
     """
     derivative = np.ascontiguousarray(derivative)
     low, high, _, _ = cv2.minMaxLoc(derivative)
@@ -107,8 +107,8 @@ def choose_bins(derivative, positive, negative, table):
 class Histograms:
     """Colour and texture of the segments of several segmentations of one image.
 
-    Pixels are counted once, in the pieces in which the segmentations together cut the image; a segment's histogram is the
-    sum of its pieces'.
+    Pixels are counted once, in the pieces into which the segmentations together cut the image; a segment's histogram is
+    the sum of its pieces'.
 
     Args:
         planes (list[Plane]): The image.
@@ -139,10 +139,12 @@ class Histograms:
     def textures(self, index, count):
         """(V, C * 80) float32 shares of the ``count`` segments of the segmentation of that index."""
         labels = np.ascontiguousarray(self.labels_of_piece[:, index])
-        counts = np.hstack([
-            split_signs(gather(counts, labels, count), plane.texture_bins[1])
-            for counts, plane in zip(self._texture, self.planes, strict=True)
-        ])
+        counts = np.hstack(
+            [
+                split_signs(gather(counts, labels, count), plane.texture_bins[1])
+                for counts, plane in zip(self._texture, self.planes, strict=True)
+            ]
+        )
         return counts.astype(np.float32) / counts.sum(axis=1, keepdims=True).astype(np.float32)
 
 
@@ -221,7 +223,7 @@ def count_bins(labels, bins, num_labels, num_bins):
 
 @kernel('int32[:, ::1](int32[:, :, ::1], int32[::1], int64)')
 def gather(counts, labels, num_labels):
-    """Adds up the histograms of pieces with one label: (C, A, B) int32 counts, (A,) int32 labels -> (V, C * B) int32."""
+    """Adds up the histograms of pieces with one label: (C, A, B) int32, (A,) int32 labels -> (V, C * B) int32."""
     channels, pieces, bins = counts.shape
     sums = np.zeros((num_labels, channels * bins), np.int32)
     for channel in range(channels):
@@ -256,8 +258,8 @@ def split_signs(counts, zeros):
 def describe(labels, count):
     """Boxes, sizes and neighbours of the segments.
 
-    Segments are neighbours if a pixel of one has one of the other to its left, above, or above to the left. As in OpenCV,
-    the pixels of the first row and of the first column do not look, so a photo of one row has no neighbours at all.
+    Segments are neighbours if a pixel of one has one of the other to its left, above, or above to the left. As in
+    OpenCV, the pixels of the first row and column do not look, so a photo of one row has no neighbours at all.
 
     Args:
         labels (np.ndarray): (H, W) int32 in [0, count).

@@ -4,13 +4,13 @@ Pixels are joined along the edges of the 4-neighbour grid, lightest first. An ed
 more than either's threshold, which is the weight of its last join plus k over its size. What remains smaller than
 ``MIN_SIZE`` is then joined to a neighbour along the lightest edge.
 
-Two facts make this cheaper than OpenCV's. The first pass does not depend on the order of equal weights: at weight w, the
-components with a threshold of w or more ("open") are joined where an edge of w links them, whatever the order, since a
-join at w leaves the threshold at w or above; the others never join again. So any sort will do, one of integers, and each
-edge is needed once where OpenCV sorts it from both ends. And the sort is the same for every k.
+Two facts make this cheaper than OpenCV's. The first pass does not depend on the order of equal weights: components
+whose threshold is w or more are joined wherever an edge of weight w links them, since a join at w leaves the threshold
+at w or above, and the others never join again. So any sort will do, here one of the weights' bits, and each edge is
+needed once, where OpenCV sorts it from both ends. And the sort is the same for every k.
 
-The second pass does depend on the order of equal weights. It reports when that happened, and is then repeated in the order
-that OpenCV's sort gives (:func:`~.grouping.std_sort`).
+The second pass does depend on that order. It tells when it did, and is then repeated in the order that OpenCV's sort
+gives (:func:`~.grouping.std_sort`).
 """
 
 import cv2
@@ -59,7 +59,7 @@ class Graph:
         return labels.reshape(height, width), count
 
     def _edges_in_opencv_order(self):
-        """(E,) float32 weights and (E,) int32 edges, each from both ends, ordered among equals as OpenCV's sort leaves them."""
+        """(E,) float32 weights and (E,) int32 edges, each from both ends, equals as OpenCV's sort leaves them."""
         if self._exact_edges is None:
             packed = edges_from_both_ends(self.smooth)
             std_sort(packed)
@@ -70,7 +70,7 @@ class Graph:
 
 @kernel()
 def _weight(smooth, y, x, y2, x2):
-    """Euclidean distance of two pixels, in float32 throughout and summed from the first channel to the last, as in OpenCV."""
+    """Euclidean distance of two pixels, in float32 throughout, summed from the first channel to the last."""
     total = np.float32(0)
     for channel in range(smooth.shape[2]):
         difference = smooth[y, x, channel] - smooth[y2, x2, channel]
@@ -212,8 +212,8 @@ def join(weights, edges, count, width, k):
         k (float): Of the thresholds.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: (count,) int32 forest, see :func:`_find`; (n,) int32 indices of the edges that were
-        refused, ascending. No other edge links two components.
+        tuple[np.ndarray, np.ndarray]: (count,) int32 forest, see :func:`_find`; (n,) int32 indices of the edges that
+        were refused, ascending. No other edge links two components.
     """
     parents = np.full(count, -1, np.int32)
     thresholds = np.full(count, k, np.float32)

@@ -1,14 +1,14 @@
-"""Hierarchical grouping (Uijlings et al., IJCV 2013, Algorithm 1): joins the two most similar neighbours until one is left.
+"""Hierarchical grouping (Uijlings et al., IJCV 2013, Algorithm 1): joins the most similar neighbours, again and again.
 
-OpenCV keeps the similarities in a list that it sorts at each join. Here they are in a heap, and neighbours are in linked
-lists that a join concatenates, so a join costs what its neighbours cost.
+OpenCV keeps the similarities in a list that it sorts at each join. Here they are in a heap, and neighbours are in
+linked lists that a join concatenates, so a join costs what its neighbours cost.
 
 Which of several *equal* highest similarities OpenCV takes depends on how std::sort, which is not stable, has moved them
-about at every join before. :func:`group` stops where that may matter, and :func:`group_exactly` then does what OpenCV does,
-with the sort of the GNU C++ library, with which the Linux wheels of OpenCV are built.
+about at every join before. :func:`group` stops where that may matter, and :func:`group_exactly` then does what OpenCV
+does, with the sort of the GNU C++ library, with which OpenCV's Linux wheels are built.
 
-Similarities are float32 sums, which depend on the order of their terms: each is rounded exactly as OpenCV rounds it, since a
-last bit decides which of two nearly equal pairs is joined first.
+Similarities are float32 sums, which depend on the order of their terms. Each is rounded where OpenCV rounds it, since a
+last bit can decide which of two pairs is joined first.
 """
 
 import heapq
@@ -143,8 +143,8 @@ def _heap_sort(keys, begin, end):
 def std_sort(keys):
     """Sorts by the upper 32 bits and leaves equals in the order in which std::sort of the GNU C++ library leaves them.
 
-    That is introsort (Musser 1997): quicksort around the median of the second, the middle and the last element down to runs
-    of 16, heap sort where that goes 2 log2(n) deep, and one insertion sort at the end.
+    That is introsort (Musser 1997): quicksort around the median of the second, the middle and the last element down to
+    runs of 16, heap sort where that goes 2 log2(n) deep, and one insertion sort at the end.
 
     Args:
         keys (np.ndarray): (n,) int64, sorted in place; the upper halves are 0 or more.
@@ -307,9 +307,9 @@ def group_exactly(pairs, boxes, sizes, colours, textures, weights, area):
         for i in range(num_listed):
             pair = listed[i] & 0xFFFFFFFF
             this, other = regions[pair, 0], regions[pair, 1]
-            if other == first or other == second:
+            if other in (first, second):
                 this, other = other, this
-            if this == first or this == second:
+            if this in (first, second):
                 if met[other] != region:
                     met[other] = region
                     others[num_others] = other

@@ -1,6 +1,6 @@
 """How the kernels of this package are compiled."""
 
-import functools
+import sys
 import warnings
 
 from ccop_mm.errors import InputError
@@ -12,33 +12,50 @@ except ImportError as error:
         f"engine 'native' needs numba, which cannot be imported ({error}): pip install numba, or choose engine 'opencv'"
     ) from None
 
+_announced = False
+
 
 def kernel(*signatures):
     """``numba.njit`` for fixed argument types, the machine code kept on disk.
 
     Types are given, so that a kernel is compiled, or read from disk, when its module is imported, and exists once only.
-    numba keeps machine code beside the source, else (read-only package) in the user's cache folder, or in
-    ``NUMBA_CACHE_DIR``. Where it may write nowhere, every process compiles for itself, and a warning says so.
+    numba keeps machine code beside the source, else (a read-only package) in the user's cache folder; in
+    ``NUMBA_CACHE_DIR`` if that is set. Where it may write nowhere, every process compiles for itself, and a warning
+    says so.
 
-    A cached kernel is renewed when *its own* file changes. So a kernel may call those of its own file only.
+    Machine code is renewed when the kernel's own file changes. So a kernel may call those of its own file only.
 
     Args:
-        *signatures (str): Argument and return types; none for a helper that other kernels call.
+        *signatures (str): Argument and return types; none for a helper that kernels call.
     """
 
     def compile_(function):
-        # Division by zero gives inf as in C++ and costs no branch; arithmetic stays IEEE: no reordering, no fused steps.
-        decorator = functools.partial(numba.njit, list(signatures) or None, error_model='numpy')
+        # Division by zero gives inf as in C++. Arithmetic stays IEEE: nothing is reordered or fused.
+        options = dict(error_model='numpy')
         try:
-            return decorator(cache=True)(function)
+            compiled = numba.njit(cache=bool(signatures), **options)(function)
         except RuntimeError as error:
             if 'cannot cache' not in str(error):
                 raise
             warnings.warn(
-                'numba may write to no cache folder, so each process compiles selective search anew: '
+                'numba may not write to any cache folder, so each process compiles selective search anew: '
                 'set NUMBA_CACHE_DIR to a folder that you may write to',
                 stacklevel=2,
             )
-            return decorator()(function)
+            compiled = numba.njit(**options)(function)
+        for signature in signatures:
+            compiled.compile(signature)
+            _announce(compiled)
+        if signatures:
+            compiled.disable_compile()
+        return compiled
 
     return compile_
+
+
+def _announce(compiled):
+    """Says once, when a kernel was not found on disk, that the others will take a while."""
+    global _announced
+    if not _announced and not sum(compiled.stats.cache_hits.values()):
+        _announced = True
+        print('compiling selective search for this machine: once, about 20 s', file=sys.stderr)
