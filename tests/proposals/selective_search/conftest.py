@@ -8,7 +8,7 @@ SEGMENTATION = cv2.ximgproc.segmentation
 
 
 def random_image(rng, side=60):
-    """Noise, flat, stripes, chequers, blocks or a blur of them, of any aspect: many edges and regions are exactly equal."""
+    """Noise, flat, stripes, chequers, blocks or a blur of them, of any aspect: full of exact ties."""
     height, width = (int(n) for n in rng.integers(1, side + 1, 2))
     if rng.random() < 0.1:  # a ribbon
         height, width = int(rng.integers(1, 6)), int(rng.integers(side, 5 * side))

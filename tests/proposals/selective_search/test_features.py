@@ -1,4 +1,4 @@
-"""Histograms to the last bit through the similarities that OpenCV computes from its own; the rest against plain loops."""
+"""Histograms to the last bit, through the similarities that OpenCV computes; the rest against plain loops."""
 
 import cv2
 import numpy as np

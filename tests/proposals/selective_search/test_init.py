@@ -19,7 +19,7 @@ def test_boxes_of_scenes_are_opencv_s(scene, mode):
 
 @pytest.mark.parametrize('mode', ['fast', 'single'])
 def test_boxes_of_photos_are_opencv_s(coco_cc31, mode):
-    for path in sorted((coco_cc31 / 'images').rglob('*.jpg'))[:2]:
+    for path in sorted((coco_cc31 / 'images').rglob('*.jpg'))[1:2]:
         image = cv2.imread(str(path))
         np.testing.assert_array_equal(search(image, mode), propose(image, mode, 'opencv'))
 

@@ -11,6 +11,12 @@ import pytest
 from ccop_mm.proposals.selective_search import jit
 
 ROOT = Path(__file__).resolve().parents[3]
+#: Makes the package's modules importable without what ccop_mm/__init__.py imports: torch and the host libraries.
+WITHOUT_HOSTS = (
+    'import sys, types\n'
+    'package = sys.modules["ccop_mm"] = types.ModuleType("ccop_mm")\n'
+    f'package.__path__ = [{str(ROOT / "ccop_mm")!r}]\n'
+)
 
 
 def run_python(code, **variables):
@@ -38,13 +44,13 @@ def test_other_processes_find_every_kernel_on_disk():
 
 def test_missing_numba_is_one_line_that_names_both_cures():
     code = (
-        'import sys; sys.modules["numba"] = None\n'
+        'sys.modules["numba"] = None\n'
         'from ccop_mm.errors import exit_on_input_error\n'
         'from ccop_mm.proposals.run import Rules\n'
         'Rules(engine="opencv")\n'
         'sys.exit(exit_on_input_error(lambda: Rules())())\n'
     )
-    done = run_python(code)
+    done = run_python(WITHOUT_HOSTS + code)
     assert done.returncode not in (0, None)
     assert "pip install numba, or choose engine 'opencv'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -58,17 +64,14 @@ def test_first_compilation_says_so_and_the_cache_folder_can_be_chosen(tmp_path):
         '    return 2 * n\n'
         'print(twice(21), sum(twice.stats.cache_hits.values()))\n'
     )
-    code = f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import work'
-    # The package's own kernels come from where they are: jit.py alone is loaded, under its package's name.
-    loader = (
-        'import importlib.util, sys, types\n'
-        'sys.modules["ccop_mm.proposals.selective_search"] = types.ModuleType("stub")\n'
-        f'path = {jit.__file__!r}\n'
-        'spec = importlib.util.spec_from_file_location("ccop_mm.proposals.selective_search.jit", path)\n'
-        'module = importlib.util.module_from_spec(spec); sys.modules[spec.name] = module; spec.loader.exec_module(module)\n'
+    code = (
+        # jit.py alone, without the kernels of its package
+        'stub = sys.modules["ccop_mm.proposals.selective_search"] = types.ModuleType("stub")\n'
+        f'stub.__path__ = [{str(Path(jit.__file__).parent)!r}]\n'
+        f'sys.path.insert(0, {str(tmp_path)!r}); import work\n'
     )
-    first = run_python(loader + code, NUMBA_CACHE_DIR=str(tmp_path / 'cache'))
-    again = run_python(loader + code, NUMBA_CACHE_DIR=str(tmp_path / 'cache'))
+    first = run_python(WITHOUT_HOSTS + code, NUMBA_CACHE_DIR=str(tmp_path / 'cache'))
+    again = run_python(WITHOUT_HOSTS + code, NUMBA_CACHE_DIR=str(tmp_path / 'cache'))
     assert (first.stdout.split(), again.stdout.split()) == (['42', '0'], ['42', '1']), first.stderr + again.stderr
     assert 'compiling selective search for this machine' in first.stderr
     assert again.stderr == ''
