@@ -25,7 +25,8 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs
 
 
 def quiet_run(source, out, **options):
-    return run(list_photos(source), out, progress=False, **{'workers': 1, **options})
+    """By the slower engine, which leaves time to kill it."""
+    return run(list_photos(source), out, progress=False, **{'workers': 1, 'engine': 'opencv', **options})
 
 
 def expected_boxes(image, image_id, max_boxes=100):
@@ -91,7 +92,7 @@ def test_same_bytes_after_kills(many_photos, tmp_path):
     out, partial = tmp_path / 'x.npz', tmp_path / 'x.npz.partial'
     for workers, goal in ((2, 4), (1, 9)):
         child = multiprocessing.get_context('forkserver').Process(
-            target=run, args=(list_photos(root), out), kwargs={'workers': workers, 'progress': False}
+            target=run, args=(list_photos(root), out), kwargs={'workers': workers, 'progress': False, 'engine': 'opencv'}
         )
         child.start()
         wait_for(lambda goal=goal: num_lines(partial) >= goal)
