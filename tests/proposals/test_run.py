@@ -92,7 +92,9 @@ def test_same_bytes_after_kills(many_photos, tmp_path):
     out, partial = tmp_path / 'x.npz', tmp_path / 'x.npz.partial'
     for workers, goal in ((2, 4), (1, 9)):
         child = multiprocessing.get_context('forkserver').Process(
-            target=run, args=(list_photos(root), out), kwargs={'workers': workers, 'progress': False, 'engine': 'opencv'}
+            target=run,
+            args=(list_photos(root), out),
+            kwargs={'workers': workers, 'progress': False, 'engine': 'opencv'},
         )
         child.start()
         wait_for(lambda goal=goal: num_lines(partial) >= goal)
