@@ -20,7 +20,7 @@ from ccop_mm.proposals import ProposalStore, export_coco, import_coco, list_phot
 from ccop_mm.proposals.evaluate import evaluate, read_objects
 from ccop_mm.proposals.rules import METHODS, Rules
 from ccop_mm.proposals.run import run
-from ccop_mm.proposals.search import MODES
+from ccop_mm.proposals.search import ENGINES, MODES
 from ccop_mm.proposals.select import MERGES
 from ccop_mm.proposals.shards import merge
 from ccop_mm.proposals.verify import verify
@@ -45,6 +45,7 @@ def add_rules(parser):
     group.add_argument('--method', choices=METHODS, default=default.method, help="Table 5's rows (%(default)s)")
     group.add_argument('--annotations', help='COCO json of the true boxes; SOURCE by default, if that is a json')
     group.add_argument('--mode', choices=MODES, help=f'selective search strategy ({default.mode})')
+    group.add_argument('--engine', choices=ENGINES, help=f"ours, or OpenCV's: same boxes, slower ({default.engine})")
     group.add_argument('--max-side', type=int, help=f'larger photos are shrunk to search; 0: none ({default.max_side})')
     group.add_argument('--min-area', type=float, help=f'in square pixels ({default.min_area:g}; ground truth: 0)')
     group.add_argument('--max-aspect', type=float, help=f'longer by shorter ({default.max_aspect:g}; true boxes: any)')
@@ -54,7 +55,7 @@ def add_rules(parser):
     group.add_argument('--seed', type=int, help=f'of that order and of random boxes ({default.seed})')
 
 
-def propose_command(argv):
+def propose_parser():
     parser = parser_of()
     parser.add_argument('source', help=SOURCE_HELP)
     parser.add_argument('--out', required=True, help='file to write, customarily .npz')
@@ -66,8 +67,22 @@ def propose_command(argv):
     parser.add_argument('--evaluate', metavar='ANNOTATIONS', help='COCO json to measure recall against')
     parser.add_argument('--figure', help='histogram that --evaluate draws, *.png or *.svg (OUT_sizes.png)')
     parser.add_argument('--skip-bad', action='store_true', help='exit with 0 although photos were skipped')
-    args = parser.parse_args(argv)
-    names = ('method', 'mode', 'max_side', 'min_area', 'max_aspect', 'merge', 'merge_iou', 'max_boxes', 'seed')
+    return parser
+
+
+def propose_command(args):
+    names = (
+        'method',
+        'mode',
+        'engine',
+        'max_side',
+        'min_area',
+        'max_aspect',
+        'merge',
+        'merge_iou',
+        'max_boxes',
+        'seed',
+    )
     rules = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     annotations = args.annotations
     if args.method == 'ground-truth' and annotations is None and args.source.lower().endswith('.json'):
@@ -107,17 +122,20 @@ def print_evaluation(store, annotations, figure):
         print(f'sizes              {figure}')
 
 
-def evaluate_command(argv):
+def evaluate_parser():
     parser = parser_of('evaluate', 'Recall and overlap of annotated objects, and a histogram of box sizes.')
     parser.add_argument('file', help='proposals file')
     parser.add_argument('annotations', help='COCO json of true boxes; photos are matched by file name')
     parser.add_argument('--figure', help='histogram to write, *.png or *.svg')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def evaluate_command(args):
     print_evaluation(ProposalStore.load(args.file), args.annotations, args.figure)
     return 0
 
 
-def verify_command(argv):
+def verify_parser():
     doc = 'Checks checksum, ids, names, sizes, boxes and provenance. Exit code 0: no fault, 1: faults.'
     parser = parser_of('verify', doc)
     parser.add_argument('file', help='proposals file')
@@ -125,35 +143,44 @@ def verify_command(argv):
     parser.add_argument('--image-root', help=ROOT_HELP)
     parser.add_argument('--again', type=int, default=0, metavar='N', help='also find the boxes of N photos anew')
     parser.add_argument('--workers', type=int, default=1, help='processes (%(default)s)')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def verify_command(args):
     store = ProposalStore.load(args.file)
     report = verify(store, list_photos(args.source, args.image_root), again=args.again, workers=args.workers)
     print(report)
     return 1 if report.faults else 0
 
 
-def merge_command(argv):
+def merge_parser():
     parser = parser_of('merge', 'Puts the shards of one run, or files of several sets of photos, into one file.')
     parser.add_argument('files', nargs='+', help='proposals files made by the same rules')
     parser.add_argument('--out', required=True, help='file to write')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def merge_command(args):
     merged = merge(args.files, args.out)
     print(f'{len(merged)} photos, {int(merged.num_boxes.sum())} boxes, {len(merged.skipped)} skipped: {args.out}')
     return 0
 
 
-def export_command(argv):
+def export_parser():
     parser = parser_of('export', 'Writes proposals as COCO json: a box an annotation, one category.')
     parser.add_argument('file', help='proposals file')
     parser.add_argument('--out', required=True, help='json to write')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def export_command(args):
     store = ProposalStore.load(args.file)
     export_coco(store, args.out)
     print(f'{len(store)} photos, {int(store.num_boxes.sum())} boxes: {args.out}')
     return 0
 
 
-def import_command(argv):
+def import_parser():
     parser = parser_of('import', 'Makes a proposals file of a COCO json: an export, annotations, or results.')
     parser.add_argument('json', help='COCO json, or a list of results ("image_id", "bbox")')
     parser.add_argument('--out', required=True, help='file to write')
@@ -161,7 +188,10 @@ def import_command(argv):
     parser.add_argument(
         '--proposals', action='store_true', help="the annotations are another tool's proposals, no truth"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def import_command(args):
     store = import_coco(args.json, args.photos, args.proposals)
     store.save(args.out)
     print(f'{len(store)} photos, {int(store.num_boxes.sum())} boxes, {store.metadata.get("method")}: {args.out}')
@@ -169,21 +199,30 @@ def import_command(argv):
 
 
 COMMANDS = {
-    'evaluate': evaluate_command,
-    'export': export_command,
-    'import': import_command,
-    'merge': merge_command,
-    'verify': verify_command,
+    'evaluate': (evaluate_parser, evaluate_command),
+    'export': (export_parser, export_command),
+    'import': (import_parser, import_command),
+    'merge': (merge_parser, merge_command),
+    'verify': (verify_parser, verify_command),
 }
+
+
+def parse_args(argv=None):
+    """The arguments, and ``command``, the function to call with them."""
+    argv = sys.argv[1:] if argv is None else argv
+    make_parser, command = propose_parser, propose_command
+    # A folder of such a name is meant by ./verify.
+    if argv and argv[0] in COMMANDS:
+        (make_parser, command), argv = COMMANDS[argv[0]], argv[1:]
+    parser = make_parser()
+    parser.set_defaults(command=command)
+    return parser.parse_args(argv)
 
 
 @exit_on_input_error
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    # A folder of such a name is meant by ./verify.
-    if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]](argv[1:])
-    return propose_command(argv)
+    args = parse_args(argv)
+    return args.command(args)
 
 
 if __name__ == '__main__':

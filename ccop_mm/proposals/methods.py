@@ -30,26 +30,27 @@ def find_boxes(image, photo, rules):
         return random_boxes(shape, photo.image_id, rules.seed, rules.min_area, rules.max_aspect)
     if rules.method == 'ground-truth':
         return true_boxes(photo, shape)
-    return search_boxes(image, rules.mode, rules.max_side)
+    return search_boxes(image, rules.mode, rules.max_side, rules.engine)
 
 
-def search_boxes(image, mode='fast', max_side=0):
+def search_boxes(image, mode='fast', max_side=0, engine='native'):
     """Selective search at a limited size.
 
     Args:
         image (np.ndarray): (H, W, 3) uint8 in BGR order.
         mode (str): As :func:`~ccop_mm.proposals.search.propose`.
         max_side (int): An image with a longer side is shrunk to it for the search; 0: none is.
+        engine (str): As :func:`~ccop_mm.proposals.search.propose`.
 
     Returns:
         np.ndarray: (n, 4) float32 xyxy boxes in pixels of the image, whole numbers; x2 and y2 are exclusive.
     """
     height, width = image.shape[:2]
     if not max_side or max(height, width) <= max_side:
-        return propose(image, mode)
+        return propose(image, mode, engine)
     scale = max_side / max(height, width)
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    boxes = propose(cv2.resize(image, small, interpolation=cv2.INTER_AREA), mode).astype(np.float64)
+    boxes = propose(cv2.resize(image, small, interpolation=cv2.INTER_AREA), mode, engine).astype(np.float64)
     enlarge = np.array([width / small[0], height / small[1]] * 2)
     return np.rint(boxes * enlarge).astype(np.float32)
 

@@ -14,7 +14,7 @@ METHODS = ('selective-search', 'random', 'ground-truth')
 TRUE_BOX_RULES = {'min_area': 0.0, 'max_aspect': math.inf, 'merge': 'none'}
 
 #: What concerns the search alone.
-SEARCH_RULES = ('mode', 'max_side')
+SEARCH_RULES = ('mode', 'engine', 'max_side')
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Rules:
 
     method: str = 'selective-search'
     mode: str = 'fast'
+    engine: str = 'native'
     #: A photo with a longer side is searched at this size; 0: at its own. A view of the pre-training shows a fifth of
     #: a photo or more on 224 pixels, and a box in it is 12 pixels wide or more: 24 of 1,024 pixels. Photos of COCO
     #: have 640.
@@ -40,7 +41,7 @@ class Rules:
         for field in fields(self):  # 144 and 144.0 are the same rule and give the same file
             object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
         if self.method == 'selective-search':
-            require_search(self.mode)
+            require_search(self.mode, self.engine)
         for name, fits, needs in (
             ('method', self.method in METHODS, f'one of {", ".join(METHODS)}'),
             ('max_side', self.max_side == 0 or self.max_side >= 32, '32 or more, or 0 for no limit'),
@@ -83,7 +84,7 @@ class Rules:
         known = {field.name for field in fields(cls)} & set(values)
         given = {name: math.inf if values[name] is None else values[name] for name in known}
         if values.get('method') is None and 'mode' in known:  # written by the first version
-            given.update(method='selective-search', max_side=0)
+            given.update(method='selective-search', engine='opencv', max_side=0)
         if given.get('method') not in METHODS:
             raise KeyError('method')
         return cls(**given)

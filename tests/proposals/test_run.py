@@ -30,7 +30,8 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs
 
 
 def quiet_run(source, out, **options):
-    return run(list_photos(source), out, progress=False, **{'workers': 1, **options})
+    """By the slower engine, which leaves time to kill it."""
+    return run(list_photos(source), out, progress=False, **{'workers': 1, 'engine': 'opencv', **options})
 
 
 def opencv_boxes(image, mode='Fast'):
@@ -120,7 +121,7 @@ def test_same_bytes_after_ten_kills_at_random_moments(many_photos, tmp_path):
     for workers in rng.permutation([1, 1, 1, 1, 1, 1, 1, 2, 2, 5]).tolist():
         photos = rng.permutation(np.array(list_photos(shuffled), dtype=object)).tolist()
         child = multiprocessing.get_context('forkserver').Process(
-            target=run, args=(photos, out), kwargs={'workers': workers, 'progress': False}
+            target=run, args=(photos, out), kwargs={'workers': workers, 'progress': False, 'engine': 'opencv'}
         )
         child.start()
         goal = before + int(rng.integers(0, 4))

@@ -127,14 +127,15 @@ def test_annotations_are_imported_as_what_they_are(propose_tool, annotations, tm
 
 
 def test_json_and_options_reach_the_file(propose_tool, photos, annotations, tmp_path):
-    options = ('--mode', 'single', '--max-boxes', 3, '--min-area', 50, '--max-aspect', 4, '--merge-iou', 0.8)
+    options = ('--mode', 'single', '--engine', 'opencv', '--max-boxes', 3, '--min-area', 50)
+    options += ('--max-aspect', 4, '--merge-iou', 0.8)
     out = tmp_path / 'x.npz'
     code, *_ = propose_tool(annotations, '--image-root', photos, '--out', out, '--workers', 1, *options)
     assert code == 0
     store = ProposalStore.load(out)
     assert store.image_ids.tolist() == list(range(30))
     assert max(len(store.boxes(image_id)) for image_id in store.image_ids) <= 3
-    expected = {'mode': 'single', 'max_boxes': 3, 'min_area': 50, 'max_aspect': 4, 'merge_iou': 0.8}
+    expected = {'mode': 'single', 'engine': 'opencv', 'max_boxes': 3, 'min_area': 50, 'max_aspect': 4, 'merge_iou': 0.8}
     assert expected.items() <= store.metadata.items()
 
 

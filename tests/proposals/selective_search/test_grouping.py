@@ -1,0 +1,137 @@
+"""Hierarchies against OpenCV's, one measure at a time; its sort against the C++ library's."""
+
+import ctypes
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+
+from ccop_mm.proposals.selective_search import features
+from ccop_mm.proposals.selective_search.graph import SIGMA, Graph
+from ccop_mm.proposals.selective_search.grouping import group, group_exactly, std_sort
+
+from .conftest import opencv_strategy
+
+THIRD = 0.3333
+MEASURES = [(0.25, 0.25, 0.25, 0.25), (0, THIRD, THIRD, THIRD), (0, 1, 0, 0), (0, 0, 0, 1)]
+
+
+def describe(image, k):
+    labels, count = Graph(image).segment(k)
+    boxes, sizes, pairs = features.describe(labels, count)
+    histograms = features.Histograms([features.Plane(values) for values in cv2.split(image)], [labels])
+    return pairs, boxes, sizes, histograms.colours(0, count), histograms.textures(0, count)
+
+
+def copies(arrays):
+    return [array.copy() for array in arrays]
+
+
+def opencv_boxes(image, k, measure):
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.addImage(image)
+    search.addGraphSegmentation(cv2.ximgproc.segmentation.createGraphSegmentation(SIGMA, k, 100))
+    search.addStrategy(opencv_strategy(measure))
+    return {(x, y, x + w, y + h) for x, y, w, h in np.asarray(search.process()).reshape(-1, 4).tolist()}
+
+
+@pytest.mark.parametrize('measure', MEASURES)
+def test_boxes_are_opencv_s(images, measure):
+    weights, num_unfinished = np.array(measure, np.float32), 0
+    for image in images:
+        regions = describe(image, 40)
+        boxes = {tuple(box) for box in regions[1].tolist()}
+        joined, finished = group(*copies(regions), weights, image[..., 0].size if image.ndim == 3 else image.size)
+        exact = group_exactly(*copies(regions), weights, image.shape[0] * image.shape[1])
+        num_unfinished += not finished
+        expected = opencv_boxes(image, 40, measure)
+        assert boxes | {tuple(box) for box in exact.tolist()} == expected
+        if finished:
+            assert boxes | {tuple(box) for box in joined.tolist()} == expected
+        else:  # what came before the tie is right as well
+            np.testing.assert_array_equal(joined, exact[: len(joined)])
+    assert num_unfinished < len(images)
+
+
+def random_regions(rng, count, hub):
+    """Regions without a common image: random neighbours, or all neighbours of the first one."""
+    every = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    pairs = [(0, j) for j in range(1, count)] if hub else [pair for pair in every if rng.random() < 4 / count]
+    corners = rng.integers(0, 900, (count, 2))
+    boxes = np.hstack([corners, corners + rng.integers(1, 100, (count, 2))]).astype(np.int32)
+    histograms = [rng.dirichlet(np.full(n, 0.3), count).astype(np.float32) for n in (25, 80)]
+    sizes = rng.integers(1, 5000, count).astype(np.int32)
+    return np.array(pairs, np.int32).reshape(-1, 2), boxes, sizes, *histograms
+
+
+@pytest.mark.parametrize('hub', [False, True])
+def test_heap_and_repeated_sorting_agree_where_nothing_ties(hub):
+    rng, weights, finished = np.random.default_rng(int(hub)), np.full(4, 0.25, np.float32), 0
+    for count in (1, 2, 3, 40, 200, 300):
+        regions = random_regions(rng, count, hub)
+        joined, done = group(*copies(regions), weights, 10**6)
+        exact = group_exactly(*copies(regions), weights, 10**6)
+        np.testing.assert_array_equal(joined, exact[: len(joined)])
+        finished += done and len(joined) == len(exact)
+        assert len(exact) == count - components(count, regions[0])
+    assert finished >= 4
+
+
+def components(count, pairs):
+    group_of = list(range(count))
+    for i, j in pairs:
+        a, b = group_of[i], group_of[j]
+        group_of = [a if g == b else g for g in group_of]
+    return len(set(group_of))
+
+
+def test_two_equal_best_pairs_stop_the_heap():
+    boxes = np.array([[i, 0, i + 1, 2] for i in range(4)], np.int32)
+    regions = (np.array([[0, 1], [2, 3]], np.int32), boxes, np.full(4, 2, np.int32), *np.zeros((2, 4, 0), np.float32))
+    joined, finished = group(*copies(regions), np.array([0, 0, 0, 1], np.float32), 8)
+    assert not finished
+    assert len(joined) == 0
+    assert len(group_exactly(*copies(regions), np.array([0, 0, 0, 1], np.float32), 8)) == 2
+
+
+@pytest.fixture(scope='module')
+def cpp_sort(tmp_path_factory):
+    """The C++ library's own sort of (float, unsigned) pairs by the float."""
+    compiler = shutil.which('g++')
+    if compiler is None:
+        pytest.skip('needs g++, to call the std::sort that is to be reproduced')
+    folder = tmp_path_factory.mktemp('cpp')
+    (folder / 'sort.cpp').write_text(
+        '#include <algorithm>\nstruct Pair { float key; unsigned value; };\n'
+        'extern "C" void sort_pairs(Pair* p, int n) {\n'
+        '  std::sort(p, p + n, [](const Pair& a, const Pair& b) { return a.key < b.key; });\n}\n'
+    )
+    library = folder / 'sort.so'
+    subprocess.run([compiler, '-O1', '-shared', '-fPIC', '-o', library, folder / 'sort.cpp'], check=True)
+    return ctypes.CDLL(str(library)).sort_pairs
+
+
+def killer(count):
+    """Makes the median of three a bad pivot again and again (Musser 1997), so that heap sort takes over."""
+    half = count // 2
+    keys = np.empty(2 * half, np.float32)
+    keys[:half:2] = np.arange(1, half + 1)[::2]
+    keys[1:half:2] = half + np.arange(1, half + 1)[: len(keys[1:half:2]) * 2 : 2]
+    keys[half:] = 2 * np.arange(1, half + 1)
+    return keys
+
+
+def test_sort_leaves_equals_where_the_cpp_library_does(cpp_sort):
+    rng = np.random.default_rng(0)
+    cases = [rng.integers(0, most, count) for count in (0, 1, 2, 16, 17, 100, 3000) for most in (1, 2, 9, 200, 10**6)]
+    almost = [np.concatenate([np.sort(rng.integers(0, 50, n)), rng.integers(0, 50, 7)]) for n in (10, 300, 2000)]
+    for keys in (*cases, *almost, killer(4000), np.floor(killer(4000) / 8)):
+        keys = keys.astype(np.float32)
+        pairs = np.empty(len(keys), [('key', np.float32), ('value', np.uint32)])
+        pairs['key'], pairs['value'] = keys, np.arange(len(keys))
+        packed = (keys.view(np.int32).astype(np.int64) << 32) | np.arange(len(keys))
+        cpp_sort(pairs.ctypes.data_as(ctypes.c_void_p), len(keys))
+        std_sort(packed)
+        np.testing.assert_array_equal(packed & 0xFFFFFFFF, pairs['value'])
