@@ -1,15 +1,19 @@
 """Photos and proposals, and the two views a training step sees."""
 
+from .loading import LoadPhoto
 from .proposal_dataset import ProposalDataset
 from .sampler import EpochIndexSampler, SampleKey
-from .transforms import LoadPhoto, ObjectFlip, ObjectResizedCrop, TwoObjectViews
+from .split_views import PackObjectViews, SplitTwoObjectViews
+from .transforms import ObjectFlip, ObjectResizedCrop, TwoObjectViews
 
 __all__ = [
     'EpochIndexSampler',
     'LoadPhoto',
     'ObjectFlip',
     'ObjectResizedCrop',
+    'PackObjectViews',
     'ProposalDataset',
     'SampleKey',
+    'SplitTwoObjectViews',
     'TwoObjectViews',
 ]

@@ -13,30 +13,6 @@ from mmselfsup.registry import TRANSFORMS
 from PIL import Image
 
 from ccop_mm import boxes as box_ops
-from ccop_mm.proposals.sources import BadPhoto, load_photo
-
-
-@TRANSFORMS.register_module()
-class LoadPhoto(BaseTransform):
-    """Reads ``results['img_path']`` into ``img`` (BGR uint8), exactly as the proposals' search reads it.
-
-    Raises:
-        BadPhoto: The file is absent, cut short, no image, or of another size than when its proposals were made.
-    """
-
-    def transform(self, results: dict) -> dict:
-        """Adds ``img`` and ``img_shape``; checks the size against ``proposal_img_shape`` where that is known."""
-        image, _ = load_photo(results['img_path'])
-        height, width = image.shape[:2]
-        expected = results.get('proposal_img_shape', (height, width))
-        if tuple(expected) != (height, width):
-            raise BadPhoto(
-                f'{width}x{height} pixels now, {expected[1]}x{expected[0]} when its proposals were made: run '
-                'tools/propose.py again'
-            )
-        results['img'] = image
-        results['img_shape'] = (height, width)
-        return results
 
 
 def sample_window(height: int, width: int, scale, ratio, max_attempts: int = 10) -> tuple[int, int, int, int]:
@@ -108,15 +84,17 @@ class ObjectResizedCrop(BaseTransform):
         results['img_shape'] = self.size
         results['view_window'] = window
 
-        whole = box_ops.crop_and_resize(
-            torch.from_numpy(results['proposals']), torch.tensor(window, dtype=torch.float32), self.size
-        )
-        seen = box_ops.clip(whole, self.size)
-        area, whole_area = box_ops.area(seen), box_ops.area(whole)
-        keep = (whole_area - area <= self.max_clipped * whole_area) & (area >= self.min_area)
+        seen, keep = self.follow(torch.from_numpy(results['proposals']), window)
         results['proposals'] = seen[keep].numpy()
         results['proposal_ids'] = results['proposal_ids'][keep.numpy()]
         return results
+
+    def follow(self, boxes: torch.Tensor, window: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes of the photo ``(n, 4)`` as a view of ``window`` shows them, clipped, and which it keeps ``(n,)``."""
+        whole = box_ops.crop_and_resize(boxes, torch.tensor(window, dtype=torch.float32), self.size)
+        seen = box_ops.clip(whole, self.size)
+        area, whole_area = box_ops.area(seen), box_ops.area(whole)
+        return seen, (whole_area - area <= self.max_clipped * whole_area) & (area >= self.min_area)
 
     def __repr__(self) -> str:
         return (
