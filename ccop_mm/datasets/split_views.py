@@ -1,5 +1,6 @@
 """Two views at little more than the cost of decoding: geometry in the loader, everything else on the device."""
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,16 @@ def resize_window(image: np.ndarray, window: Window, size: tuple[int, int]) -> n
     # (h, w, 3) -> (1, 3, h, w), a view: torch works on channels that lie side by side
     part = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1)[None]
     return F.interpolate(part, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def to_planes(image: np.ndarray) -> np.ndarray:
+    """An image ``(H, W, 3)`` whose channels lie one after another in memory, as a network takes them.
+
+    So that packing, which wants ``(3, H, W)``, need not copy; OpenCV does it in a sixth of numpy's time.
+    """
+    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+    cv2.split(image, list(planes))
+    return planes.transpose(1, 2, 0)
 
 
 def choose_reduction(windows: list[Window], size: tuple[int, int], margin: float) -> int:
@@ -100,19 +111,21 @@ class SplitTwoObjectViews(BaseTransform):
             shape = image.shape[:2]
         can_reduce = image is None and self.reduce_margin is not None and is_jpeg(content)
         windows, flips, boxes, reduction, redraws = self._draw_geometry(shape, results['proposals'], can_reduce)
-        params = [self.recipe.draw(), self.recipe.draw()]
         if image is None:
             image = decode_photo(content, shape, reduction)
         views = []
-        for window, flip in zip(windows, flips, strict=True):
+        for window, flip, seen in zip(windows, flips, boxes, strict=True):
             view = resize_window(image, tuple(side // reduction for side in window), self.crop.size)
-            views.append(view[:, ::-1] if flip else view)
+            if flip:
+                view = cv2.flip(view, 1)
+                seen.copy_(box_ops.flip_horizontal(seen, self.crop.size[1]))
+            views.append(to_planes(view))
         results.update(
             img=views,
             img_shape=self.crop.size,
             boxes_q=boxes[0].numpy(),
             boxes_k=boxes[1].numpy(),
-            photometric=np.stack(params),
+            photometric=np.stack([self.recipe.draw(), self.recipe.draw()]),
             view_windows=windows,
             flips=flips,
             redraws=redraws,
@@ -128,15 +141,10 @@ class SplitTwoObjectViews(BaseTransform):
             flips = [bool(np.random.rand() < self.flip_prob) for _ in range(2)]
             reduction = choose_reduction(windows, self.crop.size, self.reduce_margin) if can_reduce else 1
             windows = [snap(window, reduction) for window in windows]
-            seen, kept = zip(*(self.crop.follow(proposals, window) for window in windows), strict=True)
-            common = kept[0] & kept[1]
-            count = int(common.sum())
-            if best is None or count > best[0]:
-                boxes = [
-                    box_ops.flip_horizontal(view[common], self.crop.size[1]) if flip else view[common]
-                    for view, flip in zip(seen, flips, strict=True)
-                ]
-                best = count, (windows, flips, boxes, reduction)
+            seen, kept = self.crop.follow(proposals, torch.tensor(windows, dtype=torch.float32)[:, None])
+            boxes = seen[:, kept.all(0)]  # (2, n, 4) -> (2, m, 4): what both views keep
+            if best is None or boxes.shape[1] > best[0]:
+                best = boxes.shape[1], (windows, flips, boxes, reduction)
         return *best[1], redraws
 
     def __repr__(self) -> str:

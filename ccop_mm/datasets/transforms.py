@@ -84,14 +84,23 @@ class ObjectResizedCrop(BaseTransform):
         results['img_shape'] = self.size
         results['view_window'] = window
 
-        seen, keep = self.follow(torch.from_numpy(results['proposals']), window)
+        seen, keep = self.follow(torch.from_numpy(results['proposals']), torch.tensor(window, dtype=torch.float32))
         results['proposals'] = seen[keep].numpy()
         results['proposal_ids'] = results['proposal_ids'][keep.numpy()]
         return results
 
-    def follow(self, boxes: torch.Tensor, window: tuple[int, int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes of the photo ``(n, 4)`` as a view of ``window`` shows them, clipped, and which it keeps ``(n,)``."""
-        whole = box_ops.crop_and_resize(boxes, torch.tensor(window, dtype=torch.float32), self.size)
+    def follow(self, boxes: torch.Tensor, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How views show the boxes of their photo.
+
+        Args:
+            boxes (Tensor): ``(n, 4)`` in pixels of the photo.
+            window (Tensor): ``(4,)``, or ``(v, 1, 4)`` for v views at once.
+
+        Returns:
+            tuple[Tensor, Tensor]: ``(n, 4)`` or ``(v, n, 4)`` in pixels of the view, clipped, and without the last
+            dimension which of them the view keeps.
+        """
+        whole = box_ops.crop_and_resize(boxes, window, self.size)
         seen = box_ops.clip(whole, self.size)
         area, whole_area = box_ops.area(seen), box_ops.area(whole)
         return seen, (whole_area - area <= self.max_clipped * whole_area) & (area >= self.min_area)
