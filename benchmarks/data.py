@@ -15,6 +15,7 @@ the median of those of rounds measured next to each other.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -26,9 +27,11 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch.utils.data import DataLoader
 
-from ccop_mm.datasets import SampleKey
+from ccop_mm.datasets import EpochIndexSampler, SampleKey
 from ccop_mm.datasets.transforms import sample_window
 from ccop_mm.errors import InputError, exit_on_input_error
 from ccop_mm.fileio import atomic_write
@@ -62,10 +65,11 @@ def make_store(folder, path):
     ProposalStore(entries, skipped).save(path)
 
 
-def build(config, folder, store):
+def build(config, folder, store, **changes):
     """The data set of a config over a folder of photos."""
     settings = Config.fromfile(ROOT / 'configs' / config).train_dataloader.dataset
     settings.update(data_root=None, ann_file='', data_prefix=dict(img_path=str(folder)), proposal_file=str(store))
+    settings.update(changes)
     return DATASETS.build(settings)
 
 
@@ -173,19 +177,79 @@ def report_speed(folder, rounds):
     }
 
 
+class OnePhoto(BaseStorageBackend):
+    """The same file for every name: 118,000 photos need not lie there to count what a loader holds."""
+
+    content = b''
+
+    def get(self, filepath):
+        return self.content
+
+    def get_text(self, filepath):
+        raise NotImplementedError
+
+
+def memory_of(process='self'):
+    """Megabytes of a process: its private part, and its share (by the number of holders) of all it has resident."""
+    fields = dict(line.split(':') for line in Path(f'/proc/{process}/smaps_rollup').read_text().splitlines()[1:])
+    kilobytes = {name: int(value.split()[0]) for name, value in fields.items() if 'kB' in value}
+    return (kilobytes['Private_Clean'] + kilobytes['Private_Dirty']) / 1024, kilobytes['Pss'] / 1024
+
+
+def loader_memory(num_photos, workers):
+    """Private megabytes of a worker (mean), and all workers' share of resident memory, after 2 batches of each."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (27, 40, 3), dtype=np.uint8)
+    photo = cv2.resize(noise, (640, 427), interpolation=cv2.INTER_CUBIC)
+    OnePhoto.content = cv2.imencode('.jpg', photo)[1].tobytes()
+    register_backend('one_photo', OnePhoto, force=True)
+    boxes = random_boxes(photo.shape[:2], rng).round()
+    backend = dict(backend='one_photo')
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Path(temporary, 'proposals.npz')
+        entries = ((number, f'train2017/{number:012d}.jpg', photo.shape[:2], boxes) for number in range(num_photos))
+        ProposalStore(entries).save(store)
+        size = store.stat().st_size / 2**20
+        gc.collect()
+        dataset = build('ccop/ccop_r50_fpn_800e_coco.py', '/photos', store, backend_args=backend)
+        dataset.pipeline.transforms[0].backend_args = backend
+        sampler = EpochIndexSampler(dataset, seed=0)
+        loader = DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers, collate_fn=default_collate)
+        batches = iter(loader)
+        for _ in range(2 * workers):
+            next(batches)
+        used = [memory_of(worker.pid) for worker in batches._workers]
+        del batches
+    return size, statistics.mean(private for private, _ in used), sum(share for _, share in used)
+
+
+def report_memory(workers=8):
+    """Prints the table; returns the figures."""
+    print(f'{workers} workers, megabytes')
+    print('   photos   proposals file   private, a worker   share of all workers')
+    figures = {}
+    for num_photos in (1000, 118000):
+        size, private, share = loader_memory(num_photos, workers)
+        print(f'{num_photos:9d} {size:16.1f} {private:19.1f} {share:22.1f}')
+        figures.update({f'worker_private_mb_{num_photos}': private, f'workers_share_mb_{num_photos}': share})
+        figures[f'proposals_mb_{num_photos}'] = size
+    return figures
+
+
 @exit_on_input_error
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', help='folder of photos')
     parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--memory', action='store_true', help='measure memory in the place of time')
     parser.add_argument('--json', help='also write the figures to this file')
     args = parser.parse_args(argv)
-    if not args.data:
+    if not args.data and not args.memory:
         raise InputError('name a folder of photos: --data')
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     init_default_scope('mmselfsup')
-    figures = report_speed(args.data, args.rounds)
+    figures = report_memory() if args.memory else report_speed(args.data, args.rounds)
     if args.json:
         with atomic_write(args.json, 'w') as file:
             json.dump(figures, file, indent=2)
