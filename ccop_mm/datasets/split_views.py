@@ -8,7 +8,6 @@ from mmcv.transforms import BaseTransform
 from mmselfsup.datasets.transforms import PackSelfSupInputs
 from mmselfsup.registry import TRANSFORMS
 
-from ccop_mm import boxes as box_ops
 from ccop_mm.datasets.loading import REDUCED, decode_photo, is_jpeg
 from ccop_mm.datasets.photometric_recipe import PhotometricRecipe
 from ccop_mm.datasets.transforms import ObjectFlip, ObjectResizedCrop, sample_window
@@ -118,13 +117,13 @@ class SplitTwoObjectViews(BaseTransform):
             view = resize_window(image, tuple(side // reduction for side in window), self.crop.size)
             if flip:
                 view = cv2.flip(view, 1)
-                seen.copy_(box_ops.flip_horizontal(seen, self.crop.size[1]))
+                seen[:, [0, 2]] = self.crop.size[1] - seen[:, [2, 0]]
             views.append(to_planes(view))
         results.update(
             img=views,
             img_shape=self.crop.size,
-            boxes_q=boxes[0].numpy(),
-            boxes_k=boxes[1].numpy(),
+            boxes_q=boxes[0],
+            boxes_k=boxes[1],
             photometric=np.stack([self.recipe.draw(), self.recipe.draw()]),
             view_windows=windows,
             flips=flips,
@@ -133,7 +132,6 @@ class SplitTwoObjectViews(BaseTransform):
         return results
 
     def _draw_geometry(self, shape: tuple[int, int], proposals: np.ndarray, can_reduce: bool):
-        proposals = torch.from_numpy(proposals)
         wanted, best, redraws = min(self.min_common, len(proposals)), None, -1
         while best is None or (best[0] < wanted and redraws < self.max_redraws):
             redraws += 1
@@ -141,7 +139,7 @@ class SplitTwoObjectViews(BaseTransform):
             flips = [bool(np.random.rand() < self.flip_prob) for _ in range(2)]
             reduction = choose_reduction(windows, self.crop.size, self.reduce_margin) if can_reduce else 1
             windows = [snap(window, reduction) for window in windows]
-            seen, kept = self.crop.follow(proposals, torch.tensor(windows, dtype=torch.float32)[:, None])
+            seen, kept = self.crop.follow(proposals, windows)
             boxes = seen[:, kept.all(0)]  # (2, n, 4) -> (2, m, 4): what both views keep
             if best is None or boxes.shape[1] > best[0]:
                 best = boxes.shape[1], (windows, flips, boxes, reduction)

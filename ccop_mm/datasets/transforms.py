@@ -41,6 +41,11 @@ def sample_window(height: int, width: int, scale, ratio, max_attempts: int = 10)
     return x, y, x + w, y + h
 
 
+def _area(boxes: np.ndarray) -> np.ndarray:
+    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
+    return sides[..., 0] * sides[..., 1]
+
+
 @TRANSFORMS.register_module()
 class ObjectResizedCrop(BaseTransform):
     """RandomResizedCrop for a photo and its boxes; only the window is resized.
@@ -84,25 +89,29 @@ class ObjectResizedCrop(BaseTransform):
         results['img_shape'] = self.size
         results['view_window'] = window
 
-        seen, keep = self.follow(torch.from_numpy(results['proposals']), torch.tensor(window, dtype=torch.float32))
-        results['proposals'] = seen[keep].numpy()
-        results['proposal_ids'] = results['proposal_ids'][keep.numpy()]
+        (seen,), (keep,) = self.follow(results['proposals'], [window])
+        results['proposals'] = seen[keep]
+        results['proposal_ids'] = results['proposal_ids'][keep]
         return results
 
-    def follow(self, boxes: torch.Tensor, window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How views show the boxes of their photo.
+    def follow(self, boxes: np.ndarray, windows: list[tuple[int, int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """How views show the boxes of their photo: :func:`ccop_mm.boxes.crop_and_resize`, ``clip``, the two rules.
+
+        Written out in numpy, for a loader's time goes into the calls: torch takes five times as long on so few boxes.
 
         Args:
-            boxes (Tensor): ``(n, 4)`` in pixels of the photo.
-            window (Tensor): ``(4,)``, or ``(v, 1, 4)`` for v views at once.
+            boxes (np.ndarray): ``(n, 4)`` float32 in pixels of the photo.
+            windows (list[tuple]): The part of the photo that each of v views shows.
 
         Returns:
-            tuple[Tensor, Tensor]: ``(n, 4)`` or ``(v, n, 4)`` in pixels of the view, clipped, and without the last
-            dimension which of them the view keeps.
+            tuple[np.ndarray, np.ndarray]: ``(v, n, 4)`` in pixels of the view, clipped; ``(v, n)``, which of them it
+            keeps.
         """
-        whole = box_ops.crop_and_resize(boxes, window, self.size)
-        seen = box_ops.clip(whole, self.size)
-        area, whole_area = box_ops.area(seen), box_ops.area(whole)
+        windows, size = np.array(windows, dtype=np.float32)[:, None], np.float32(self.size[::-1] * 2)  # (v, 1, 4), (4,)
+        origin, end = windows[..., [0, 1, 0, 1]], windows[..., [2, 3, 2, 3]]
+        whole = (boxes - origin) * (size / (end - origin))
+        seen = np.minimum(np.maximum(whole, 0), size)
+        area, whole_area = _area(seen), _area(whole)
         return seen, (whole_area - area <= self.max_clipped * whole_area) & (area >= self.min_area)
 
     def __repr__(self) -> str:
