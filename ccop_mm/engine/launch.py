@@ -155,7 +155,8 @@ def _check_data(loader: ConfigDict | None) -> None:
     while 'dataset' in dataset:  # wrappers such as RepeatDataset
         dataset = dataset['dataset']
     root = dataset.get('data_root') or ''
-    paths = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+    prefixes = [] if dataset.get('backend_args') else (dataset.get('data_prefix') or {}).values()  # else not on disk
+    paths = [dataset.get('ann_file'), *prefixes]
     for path in paths:
         if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
             raise InputError(
