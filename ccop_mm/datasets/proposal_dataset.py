@@ -31,7 +31,7 @@ class ProposalDataset(BaseDataset):
     not grow with their number.
 
     Args:
-        proposal_file (str): What tools/propose.py wrote.
+        proposal_file (str): What tools/propose.py wrote; on disk, wherever the photos are.
         num_proposals (int, optional): At most so many of a photo's boxes. They are stored in random order, so the first
             are an unbiased sample. All by default.
         ann_file (str): COCO json that lists the photos; empty: every photo under ``data_prefix``. Its annotations are
@@ -67,7 +67,7 @@ class ProposalDataset(BaseDataset):
     def _join_prefix(self) -> None:
         """Resolves the proposals' path like the others: relative to ``data_root``."""
         super()._join_prefix()
-        if self.data_root and not os.path.isabs(self.proposal_file):
+        if self.data_root and '://' not in self.data_root and not os.path.isabs(self.proposal_file):
             # As written, which is how list_photos takes paths: the system would follow a linked folder before its "..".
             self.proposal_file = os.path.normpath(os.path.join(self.data_root, self.proposal_file))
         root = self.data_prefix['img_path']
@@ -98,11 +98,8 @@ class ProposalDataset(BaseDataset):
             InputError: The folder, json or proposals file is missing or empty, or proposals are of other photos.
         """
         root = self.data_prefix['img_path']
-        if self._remote:
-            self.store = ProposalStore.load(self.proposal_file)
+        self.store = ProposalStore.load(self.proposal_file)
         photos = self._list_photos()
-        if not self._remote:
-            self.store = ProposalStore.load(self.proposal_file)
         unreadable = self.store.skipped
         skipped = [name for _, name in photos if name in unreadable]
         known = [(image_id, name) for image_id, name in photos if name not in unreadable]

@@ -73,7 +73,8 @@ def drawing_from(key: SampleKey) -> Iterator[None]:
     """
     states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
     words = np.random.SeedSequence((key.seed, key.epoch, key.draw)).generate_state(6).tolist()
-    # Another generator in the place of numpy's: to copy its state out and in takes ten times as long.
+    # Another generator in the place of numpy's: to copy its state out and in takes ten times as long. (numpy forgets
+    # the second of a pair of normal numbers by that; nothing here relies on one.)
     np.random.set_bit_generator(_GENERATOR)
     random.seed(words[0] << 32 | words[1])
     np.random.seed(words[2:4])

@@ -62,9 +62,9 @@ class SplitTwoObjectViews(BaseTransform):
     """:class:`TwoObjectViews` with the work split: geometry here, the photometric part on the training device.
 
     It takes the same pipeline of a view. Windows and flips are drawn first and boxes follow them before any pixel is
-    touched; then the photo is decoded once, only the windows are resized, a flip is a view of the same memory. Of the
-    photometric transforms only the parameters are drawn, into ``photometric``; :mod:`ccop_mm.photometric` applies them
-    to the whole batch in ``TwoViewDataPreprocessor``.
+    touched; then the photo is decoded once and only the windows are resized and flipped. Of the photometric transforms
+    only the parameters are drawn, into ``photometric``; :mod:`ccop_mm.photometric` applies them to the whole batch in
+    ``TwoViewDataPreprocessor``.
 
     Args:
         transforms (list[dict]): The pipeline of a view: ``ObjectResizedCrop`` first; then, in this order, any of
