@@ -1,4 +1,4 @@
-"""Two views at little more than the cost of decoding: geometry in the loader, everything else on the device."""
+"""Two views with boxes: geometry in the loader, everything else in a batch on the device."""
 
 import cv2
 import numpy as np

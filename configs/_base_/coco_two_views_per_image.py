@@ -1,5 +1,5 @@
-# As coco_two_views.py, with the photometric part done per image in the loader, by mmselfsup's own transforms: about four
-# times the CPU time (docs/performance.md). For transforms that the batched form does not have.
+# As coco_two_views.py, with the photometric part done per image in the loader, by mmselfsup's own transforms: three
+# times the CPU time there (docs/performance.md). For transforms that the batched form does not have.
 _base_ = ['./coco_two_views.py']
 
 train_pipeline = [
