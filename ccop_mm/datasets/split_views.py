@@ -116,7 +116,7 @@ class SplitTwoObjectViews(BaseTransform):
         for window, flip, seen in zip(windows, flips, boxes, strict=True):
             view = resize_window(image, tuple(side // reduction for side in window), self.crop.size)
             if flip:
-                view = cv2.flip(view, 1)
+                cv2.flip(view, 1, dst=view)  # in place: fresh memory costs more than the work
                 seen[:, [0, 2]] = self.crop.size[1] - seen[:, [2, 0]]
             views.append(to_planes(view))
         results.update(
