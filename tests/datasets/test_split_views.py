@@ -6,7 +6,7 @@ from PIL import Image
 
 from ccop_mm import boxes as box_ops
 from ccop_mm.datasets import PackObjectViews, SplitTwoObjectViews
-from ccop_mm.datasets.split_views import choose_reduction, resize_window, snap, to_planes
+from ccop_mm.datasets.split_views import choose_reduction, resize_window, snap
 from ccop_mm.proposals.sources import BadPhoto
 
 
@@ -98,13 +98,6 @@ def test_pixels_of_both_views_are_windows_of_the_photo_flipped_or_not():
             assert np.abs(view.astype(int) - (expected[:, ::-1] if flip else expected)).max() <= 1
             seen.add(flip)
     assert seen == {True, False}
-
-
-def test_planes_need_no_copy():
-    image = np.random.default_rng(4).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    planes = to_planes(image)
-    np.testing.assert_array_equal(planes, image)
-    assert planes.transpose(2, 0, 1).flags.c_contiguous
 
 
 def test_a_large_jpeg_is_decoded_smaller_within_the_stated_error():
