@@ -47,13 +47,13 @@ def crop_and_resize(boxes: Tensor, window: Tensor, size: tuple[int, int]) -> Ten
 
     Args:
         boxes (Tensor): ``(..., 4)`` in pixels of the image.
-        window (Tensor): ``(4,)``, the part that is cut out, in pixels of the image.
+        window (Tensor): ``(..., 4)``, the part that is cut out, in pixels of the image; broadcast against the boxes.
         size (tuple[int, int]): ``(height, width)`` of the result.
     """
     height, width = size
-    origin = window[:2]
-    scale = boxes.new_tensor([width, height]) / (window[2:] - window[:2])
-    return torch.cat([(boxes[..., :2] - origin) * scale, (boxes[..., 2:] - origin) * scale], dim=-1)
+    origin = window[..., :2]
+    scale = boxes.new_tensor([width, height]) / (window[..., 2:] - origin)
+    return (boxes - torch.cat([origin, origin], dim=-1)) * torch.cat([scale, scale], dim=-1)
 
 
 def flip_horizontal(boxes: Tensor, width: int) -> Tensor:

@@ -1,9 +1,11 @@
 """Photos and proposals, and the two views a training step sees."""
 
+from .loading import LoadPhoto
 from .proposal_dataset import ProposalDataset
 from .readable_image import LoadReadableImage
 from .sampler import EpochIndexSampler, SampleKey
-from .transforms import LoadPhoto, ObjectFlip, ObjectResizedCrop, TwoObjectViews
+from .split_views import PackObjectViews, SplitTwoObjectViews
+from .transforms import ObjectFlip, ObjectResizedCrop, TwoObjectViews
 
 __all__ = [
     'EpochIndexSampler',
@@ -11,7 +13,9 @@ __all__ = [
     'LoadReadableImage',
     'ObjectFlip',
     'ObjectResizedCrop',
+    'PackObjectViews',
     'ProposalDataset',
     'SampleKey',
+    'SplitTwoObjectViews',
     'TwoObjectViews',
 ]

@@ -4,5 +4,13 @@ from .checkpoint_hook import SafeCheckpointHook
 from .curriculum_hook import SpatialCurriculumHook
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
 from .seed_hook import IterationSeedHook
+from .view_statistics_hook import ViewStatisticsHook
 
-__all__ = ['FiniteLossHook', 'IterationSeedHook', 'NonFiniteLossError', 'SafeCheckpointHook', 'SpatialCurriculumHook']
+__all__ = [
+    'FiniteLossHook',
+    'IterationSeedHook',
+    'NonFiniteLossError',
+    'SafeCheckpointHook',
+    'SpatialCurriculumHook',
+    'ViewStatisticsHook',
+]

@@ -180,7 +180,10 @@ def _check_data(loader: ConfigDict | None, evaluators: ConfigDict | list | None 
     """Looks for annotations and photos before anything slow is built: the hosts' own errors are tracebacks."""
     for dataset in _datasets((loader or {}).get('dataset') or {}):
         root = dataset.get('data_root') or ''
-        for path in [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]:
+        prefixes = (
+            [] if dataset.get('backend_args') else (dataset.get('data_prefix') or {}).values()
+        )  # else not on disk
+        for path in [dataset.get('ann_file'), *prefixes]:
             if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
                 raise InputError(
                     f'{Path(root, path)} does not exist; name your data with --cfg-options '

@@ -1,4 +1,6 @@
-# Two MoCo v2 views of each photo, with the boxes that both show.
+# Two MoCo v2 views of each photo, with the boxes that both show. The loader reads, decodes, crops and flips; of color,
+# grey and blur it draws the parameters, and the model's data preprocessor applies them to the batch, on the GPU where
+# there is one. coco_two_views_per_image.py does everything in the loader.
 view_pipeline = [
     dict(type='ObjectResizedCrop', size=224, scale=(0.2, 1.0)),
     dict(
@@ -12,9 +14,9 @@ view_pipeline = [
     dict(type='ObjectFlip', prob=0.5),
 ]
 train_pipeline = [
-    dict(type='LoadPhoto'),
-    dict(type='TwoObjectViews', transforms=view_pipeline),
-    dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
+    dict(type='LoadPhoto', decode=False),
+    dict(type='SplitTwoObjectViews', transforms=view_pipeline),
+    dict(type='PackObjectViews', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
 ]
 train_dataloader = dict(
     batch_size=32,  # on each of 8 GPUs

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmselfsup.registry import MODELS
+from mmselfsup.registry import MODELS, TRANSFORMS
+
+from ccop_mm.datasets.photometric_recipe import PhotometricRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / 'configs' / 'ccop').glob('*.py'))
@@ -128,3 +130,37 @@ def test_the_reference_preset_warms_up_for_ten_epochs():
     warmup, cosine = cfg.param_scheduler
     assert (warmup.type, warmup.begin, warmup.end) == ('LinearLR', 0, 10)
     assert (cosine.type, cosine.begin, cosine.end, cosine.T_max) == ('CosineAnnealingLR', 10, 800, 790)
+
+
+@pytest.mark.parametrize(
+    'name, scale, saturation, size',
+    [
+        ('ccop_r50_fpn_800e_coco', (0.2, 1.0), [0.6, 1.4], 224),
+        ('ccop-reference_r50_fpn_800e_coco', (0.1, 1.0), [0.8, 1.2], 224),
+        ('ccop_r18_fpn_demo', (0.2, 1.0), [0.6, 1.4], 112),
+    ],
+)
+def test_views_are_moco_v2s_split_between_loader_and_device(name, scale, saturation, size):
+    cfg = Config.fromfile(ROOT / f'configs/ccop/{name}.py')
+    init_default_scope('mmselfsup')
+    load, views, pack = (TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline)
+    assert (load.decode, type(views).__name__, type(pack).__name__) == (False, 'SplitTwoObjectViews', 'PackObjectViews')
+    factors = [[0.6, 1.4], [0.6, 1.4], saturation, [-0.1, 0.1]]
+    expected = PhotometricRecipe(factors, jitter=0.8, grey=0.2, blur=0.5, sigma=(0.1, 2.0))
+    assert views.recipe == expected
+    assert (views.crop.scale, views.crop.size, views.crop.ratio) == (scale, (size, size), (3 / 4, 4 / 3))
+    assert (views.flip_prob, views.min_common) == (0.5, 0)
+
+
+def test_the_per_image_base_says_the_same_in_mmselfsups_transforms():
+    split, per_image = (
+        Config.fromfile(ROOT / f'configs/_base_/{name}.py') for name in ('coco_two_views', 'coco_two_views_per_image')
+    )
+    init_default_scope('mmselfsup')
+    pipelines = [cfg.train_dataloader.dataset.pipeline for cfg in (split, per_image)]
+    assert pipelines[0][1]['transforms'] == pipelines[1][1]['transforms']
+    assert [step['type'] for step in pipelines[1]] == ['LoadPhoto', 'TwoObjectViews', 'PackSelfSupInputs']
+    assert all(TRANSFORMS.build(step) for step in pipelines[1])
+    for cfg in (split, per_image):
+        del cfg.train_dataloader.dataset['pipeline']
+    assert split.train_dataloader == per_image.train_dataloader

@@ -4,7 +4,8 @@ import re
 import cv2
 import numpy as np
 import pytest
-from mmengine.dataset import default_collate
+from mmengine.dataset import ConcatDataset, RepeatDataset, default_collate
+from mmengine.fileio import LocalBackend, register_backend
 from mmselfsup.registry import DATASETS, TRANSFORMS
 from torch.utils.data import DataLoader
 
@@ -162,8 +163,8 @@ def test_a_photo_that_went_bad_is_replaced_by_another(folder):
 def test_photos_that_all_went_bad_end_in_one_line(folder):
     for number in range(5):
         (folder / 'images' / f'{number}.png').write_bytes(b'')
-    with pytest.raises(InputError, match='none of the 5 photos can be read; the last, .*: the file is empty'):
-        build(folder)[0]
+    with pytest.raises(InputError, match='5 of the 5 photos tried so far cannot be read; .*: the file is empty'):
+        build(folder, max_bad_share=1.0)[0]
 
 
 #: A transform of each host that draws from a generator of its own: torch's, Python's or numpy's.
@@ -191,7 +192,7 @@ def test_a_key_decides_all_bytes_of_a_sample_and_of_a_bad_photos_replacement(fol
     (folder / 'images' / '2.png').write_bytes(b'no image')
     (folder / 'images' / '3.png').write_bytes(b'no image')
     views = dict(type='mmselfsup.TwoObjectViews', transforms=RANDOM_VIEW)
-    dataset = build(folder)
+    dataset = build(folder, max_bad_share=1.0)
     dataset.pipeline.transforms[1] = TRANSFORMS.build(views)
     expected = epoch_of_bytes(dataset, 0, epoch=1)
     np.random.seed(0)  # the state of a worker must not matter
@@ -203,3 +204,139 @@ def test_a_key_decides_all_bytes_of_a_sample_and_of_a_bad_photos_replacement(fol
     bad = next(i for i in range(5) if '2.png' in dataset.get_data_info(i)['img_path'])
     taken = {dataset[SampleKey(3, epoch, bad)]['data_samples'].img_path for epoch in range(20)}
     assert len(taken) == 3, 'any of the good ones may take its place'
+
+
+#: Geometry in the loader, parameters for the device: what the configs do.
+SPLIT = [
+    dict(type='mmselfsup.LoadPhoto', decode=False),
+    dict(
+        type='mmselfsup.SplitTwoObjectViews',
+        transforms=[
+            dict(type='mmselfsup.ObjectResizedCrop', size=32),
+            dict(
+                type='RandomApply',
+                transforms=[dict(type='mmselfsup.ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)],
+                prob=0.8,
+            ),
+            dict(type='mmselfsup.RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
+            dict(type='mmselfsup.ObjectFlip'),
+        ],
+        min_common=1,
+        max_redraws=3,
+    ),
+    dict(type='mmselfsup.PackObjectViews', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
+]
+
+
+def bytes_of(batch, row):
+    """Photo, views, boxes and parameters of a row of a batch."""
+    label = batch['data_samples'][row].pseudo_label
+    arrays = [*(view[row] for view in batch['inputs']), label.boxes_q, label.boxes_k, batch['photometric'][row]]
+    return batch['data_samples'][row].img_id, *(array.numpy().tobytes() for array in arrays)
+
+
+def epochs_of_split(dataset, workers, epochs, batch_size=2):
+    sampler = EpochIndexSampler(dataset, seed=3, round_up=False)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=default_collate,
+        persistent_workers=workers > 0,
+    )
+    samples = []
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        samples.append([bytes_of(batch, row) for batch in loader for row in range(len(batch['data_samples']))])
+    return samples
+
+
+def test_batches_are_the_same_bits_for_workers_ranks_and_after_a_resume(folder, monkeypatch):
+    (folder / 'images' / '2.png').write_bytes(b'no image')  # its replacement is part of the promise
+    dataset = build(folder, pipeline=SPLIT)
+    expected = epochs_of_split(dataset, 0, range(3))
+    assert not set(expected[0]) & set(expected[1]), 'every epoch is drawn anew'
+    for workers in (2, 5):
+        assert epochs_of_split(dataset, workers, range(3)) == expected
+    assert epochs_of_split(dataset, 2, [2]) == expected[2:], 'resumed at the third epoch'
+    union = [set() for _ in range(3)]
+    for rank in range(2):
+        monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 2))
+        for epoch, samples in enumerate(epochs_of_split(dataset, rank, range(3), batch_size=3)):
+            assert 0 < len(samples) < 5
+            union[epoch] |= set(samples)
+    assert union == [set(samples) for samples in expected]
+
+
+def test_the_classic_and_the_split_path_show_the_same_photos_and_boxes(folder):
+    dataset = build(folder, pipeline=SPLIT)
+    image = cv2.imread(str(folder / 'images' / '4.png'))
+    index = next(i for i in range(5) if '4.png' in dataset.get_data_info(i)['img_path'])
+    sample = dataset[SampleKey(0, 0, index)]
+    assert sample['data_samples'].img_id == image_id_of('4.png')
+    assert abs(sample['inputs'][0].float().mean() - image.mean()) < 8
+    assert 1 <= len(sample['data_samples'].pseudo_label.boxes_q) <= 4
+
+
+def test_wrappers_of_mmengine_take_the_samplers_keys(folder):
+    dataset = build(folder, pipeline=SPLIT)
+    repeated = RepeatDataset(dataset, times=3)
+    both = ConcatDataset([dataset, dataset])
+
+    def sample(data, key):
+        row = data[key]
+        return row['data_samples'].img_id, row['inputs'][0].numpy().tobytes()
+
+    key = SampleKey(3, 1, 4)
+    assert sample(repeated, key) == sample(both, key) == sample(dataset, key)
+    again = sample(repeated, SampleKey(3, 1, 9))
+    assert again[0] == sample(dataset, key)[0], 'the same photo'
+    assert again != sample(dataset, key), 'drawn anew'
+    assert again == sample(both, SampleKey(3, 1, 9)) == sample(dataset, SampleKey(3, 1, 4, draw=9))
+    epochs = [epochs_of_split(both, workers, range(1)) for workers in (0, 2)]
+    assert epochs[0] == epochs[1] and len(epochs[0][0]) == 10
+
+
+def test_proposals_beside_a_linked_folder(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    (elsewhere / 'photos').symlink_to(folder)
+    (folder / 'proposals.npz').rename(elsewhere / 'proposals.npz')
+    dataset = build(elsewhere / 'photos', proposal_file='../proposals.npz')
+    assert len(dataset) == 5
+
+
+@pytest.mark.parametrize('listed', [True, False])
+def test_photos_behind_a_file_backend(folder, listed):
+    class Vault(LocalBackend):
+        """Keys with a prefix that no folder has."""
+
+        def get(self, filepath):
+            return super().get(str(filepath).replace('vault://', f'{folder}/'))
+
+    register_backend('vault', Vault, force=True, prefixes='vault')
+    arguments = dict(data_root=None, proposal_file=str(folder / 'proposals.npz'))
+    if listed:
+        images = [dict(id=image_id_of(f'{n}.png'), file_name=f'{n}.png') for n in range(4)]
+        (folder / 'photos.json').write_text(json.dumps(dict(images=images)))
+        arguments['ann_file'] = str(folder / 'photos.json')
+    dataset = build(folder, pipeline=SPLIT, data_prefix=dict(img_path='vault://images'), **arguments)
+    local = build(folder, pipeline=SPLIT, **({'ann_file': 'photos.json'} if listed else {}))
+    assert len(dataset) == len(local) == (4 if listed else 5)
+    for index in range(len(local)):
+        sample, other = dataset[SampleKey(0, 0, index)], local[SampleKey(0, 0, index)]
+        assert sample['data_samples'].img_path.startswith('vault://images/')
+        assert sample['inputs'][0].equal(other['inputs'][0])
+
+
+def test_too_many_bad_photos_end_a_loader_with_workers_in_one_line(folder):
+    for number in (1, 2, 3):
+        (folder / 'images' / f'{number}.png').write_bytes(b'no image')
+    with pytest.raises(InputError, match='photos tried so far cannot be read'):
+        epochs_of_split(build(folder, pipeline=SPLIT), 2, range(2))
+
+
+def test_nothing_that_grows_is_held_by_a_sample_list(folder):
+    dataset = build(folder, pipeline=SPLIT)
+    assert dataset.data_list == [], 'serialized: forked workers share its pages'
+    assert len(dataset.data_bytes) / len(dataset) < 64, 'ids alone; paths lie in the store'

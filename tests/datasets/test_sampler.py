@@ -44,7 +44,7 @@ def test_hands_out_the_order_of_default_sampler(ranks, world, shuffle, round_up)
         for epoch in (0, 5):
             sampler.set_epoch(epoch)
             plain.set_epoch(epoch)
-            assert list(sampler) == [(4, epoch, index) for index in plain]
+            assert [(key.seed, key.epoch, int(key), key.draw) for key in sampler] == [(4, epoch, i, i) for i in plain]
         assert len(sampler) == len(plain)
 
 
