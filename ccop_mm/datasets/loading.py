@@ -1,12 +1,12 @@
 """Photos from wherever they are kept, as the search for proposals reads them."""
 
 import cv2
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.fileio import get
 from mmselfsup.registry import TRANSFORMS
 
+from ccop_mm.proposals import sources
 from ccop_mm.proposals.sources import BadPhoto
 
 #: By how much a JPEG can be shrunk while it is decoded, and OpenCV's names for that.
@@ -55,15 +55,7 @@ def decode_photo(content: bytes, shape: tuple[int, int] | None = None, reduction
     Raises:
         BadPhoto: It is truncated, no image, or of another size.
     """
-    if not content:
-        raise BadPhoto('the file is empty')
-    try:
-        # From memory, never by cv2.imread: of a cut-off JPEG that makes a photo that is grey from the cut on.
-        image = mmcv.imfrombytes(content, flag=REDUCED[reduction], backend='cv2')
-    except cv2.error as error:
-        raise BadPhoto(f'OpenCV: {error.err}') from None
-    if image is None:
-        raise BadPhoto('truncated, damaged, or not an image of a kind that OpenCV decodes')
+    image = sources.decode_photo(content, REDUCED[reduction])
     if shape is not None and image.shape[:2] != tuple(-(-side // reduction) for side in shape):
         height, width = image.shape[:2]
         smaller = f' (reduced {reduction} times)' if reduction > 1 else ''

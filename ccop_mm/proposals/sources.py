@@ -123,10 +123,13 @@ def read_photo(path):
         raise BadPhoto(f'cannot be read: {error.strerror}') from None
 
 
-def decode_photo(content):
-    """(H, W, 3) uint8 in BGR order of a photo's bytes; raises :class:`BadPhoto` if they are no whole image."""
+def decode_photo(content, flag='color'):
+    """(H, W, 3) uint8 in BGR order of a photo's bytes; raises :class:`BadPhoto` if they are no whole image.
+
+    ``flag`` is as of ``mmcv.imfrombytes``: one of OpenCV's ``IMREAD_REDUCED_COLOR_*`` decodes at a smaller size.
+    """
     try:
-        image = mmcv.imfrombytes(content, flag='color', backend='cv2') if content else None
+        image = mmcv.imfrombytes(content, flag=flag, backend='cv2') if content else None
     except cv2.error as error:
         raise BadPhoto(f'OpenCV: {error.err}') from None
     if image is None:

@@ -68,7 +68,7 @@ def test_a_reduced_photo_shows_the_same_upright(pixels, kind):
 
 
 @pytest.mark.parametrize(
-    'content, message', [(b'', 'the file is empty'), (b'no image', 'not an image'), (None, 'truncated')]
+    'content, message', [(b'', 'the file is empty'), (b'no image', 'not a whole image'), (None, 'truncated')]
 )
 def test_what_is_no_photo(pixels, content, message):
     if content is None:
