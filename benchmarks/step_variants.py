@@ -116,7 +116,7 @@ class Step:
 
 
 class Floor(Step):
-    """The two encoders and nothing else: key forward, query forward, query backward from fixed gradients of P2 to P5."""
+    """The two encoders alone: key forward, query forward, query backward from fixed gradients of P2 to P5."""
 
     def __init__(self, setting):
         cfg = preset('ccop_r50_fpn_800e_coco', setting)

@@ -1,8 +1,16 @@
 """Hooks, and the entry points of tools/train.py and tools/test.py."""
 
 from .checkpoint_hook import SafeCheckpointHook
+from .compile_hook import CompileHook
 from .curriculum_hook import SpatialCurriculumHook
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
 from .seed_hook import IterationSeedHook
 
-__all__ = ['FiniteLossHook', 'IterationSeedHook', 'NonFiniteLossError', 'SafeCheckpointHook', 'SpatialCurriculumHook']
+__all__ = [
+    'CompileHook',
+    'FiniteLossHook',
+    'IterationSeedHook',
+    'NonFiniteLossError',
+    'SafeCheckpointHook',
+    'SpatialCurriculumHook',
+]
