@@ -1,6 +1,7 @@
 """Time, stages, memory and arithmetic of a step, on a GPU and on the CPU."""
 
 import contextlib
+import gc
 import os
 import time
 from collections import defaultdict
@@ -16,6 +17,13 @@ def synchronize(device):
     """Waits for the device."""
     if device != 'cpu':
         torch.cuda.synchronize()
+
+
+def free(device):
+    """Gives back what earlier steps held."""
+    gc.collect()
+    if device != 'cpu':
+        torch.cuda.empty_cache()
 
 
 def seconds(step):

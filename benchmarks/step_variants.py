@@ -5,6 +5,9 @@ import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ccop_mm  # noqa: F401  first: it makes mmselfsup importable
+
+# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -45,6 +48,7 @@ def preset(name, setting):
     changes = {
         'model.backbone.depth': setting.depth,
         'model.box_jitter.num_jitter': setting.jitter,
+        'model.channels_last': setting.channels_last,
         'model.queue_len': setting.queue,
         'model.object_queue_len': setting.queue,
     }
@@ -201,10 +205,8 @@ def autocast(setting):
 
 
 def placed(module, setting):
-    """The module on the device, in training mode, its image encoders laid out and compiled as the setting asks for."""
+    """The module on the device, in training mode, its image encoders compiled if the setting asks for it."""
     module = module.to(setting.device).train()
-    if setting.channels_last:
-        module.to(memory_format=torch.channels_last)
     if setting.compile:
         for name, part in module.named_modules():
             if name.split('.')[-1].removeprefix('key_') in ('backbone', 'neck') and isinstance(part, nn.Module):

@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ccop_mm.errors import InputError
 
 FAST = Path(__file__).resolve().parents[2] / 'configs' / 'ccop' / 'ccop-fast_r50_fpn_800e_coco.py'
+ENCODERS = ['backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck']
 
 
 def hooks(**options):
@@ -22,7 +22,7 @@ def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
         runner = Runner.from_cfg(cfg)
         runner.train()
         compiled = [name for name, part in runner.model.named_modules() if part._compiled_call_impl is not None]
-        assert compiled == (list(('backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck')) if custom_hooks else [])
+        assert compiled == (ENCODERS if custom_hooks else [])
         logs.append({name: buffer.data[0] for name, buffer in runner.message_hub.log_scalars.items() if 'loss' in name})
         names.append(list(runner.model.state_dict()))
     assert names[0] == names[1]
@@ -45,5 +45,4 @@ def test_the_fast_preset_is_the_papers_but_for_speed():
         type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0, optimizer=plain.pop('optim_wrapper').optimizer
     )
     assert fast.custom_hooks.pop() == dict(type='CompileHook')
-    assert fast.to_dict() == {**plain.to_dict(), 'optim_wrapper': fast.get('optim_wrapper')} or fast == plain
-    assert torch.bfloat16 is getattr(torch, wrapper.dtype)
+    assert fast.to_dict() == plain.to_dict()
