@@ -129,7 +129,7 @@ def against_the_floor(title, setting, repeats, deadline, names=tuple(VARIANTS)):
     return figures
 
 
-def growth(setting, repeats, deadline):
+def growth(setting, repeats, deadline, chosen=None):
     """CCOP with one size doubled, and in other precisions and layouts, over CCOP as it is."""
     sizes = ('batch', 'jitter', 'objects', 'queue')
     rows = {f'{name}_x2': setting.but(**{name: 2 * getattr(setting, name)}) for name in sizes}
@@ -141,6 +141,8 @@ def growth(setting, repeats, deadline):
     rows['compiled'] = setting.but(compile=True)
     figures = {}
     for label, other in rows.items():  # two at a time: each is a model of its own
+        if chosen and label not in chosen:
+            continue
         reserve = COMPILING if other.compile and setting.device != 'cpu' else 0
         if time.monotonic() + reserve > deadline:
             print(f'\n{label}: not measured, the time is up')
@@ -207,6 +209,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--suite', choices=['step', 'growth', 'gpu'], default='step')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
+    parser.add_argument(
+        '--rows', nargs='+', help='of the growth suite: batch_x2 jitter_x2 ... compiled; all by default'
+    )
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--minutes', type=float, default=8, help='no new round of measurements begins after this')
     parser.add_argument('--threads', type=int, default=2, help='on the CPU')
@@ -227,7 +232,7 @@ def main():
         other = against_the_floor(f'R{r18.depth}, {r18.size} px, batch {r18.batch}', r18, args.repeats, deadline)
         figures.update({f'r18_{name}': value for name, value in other.items()})
     elif args.suite == 'growth':
-        figures = growth(r18.but(batch=8) if not args.tiny else r18, args.repeats, deadline)
+        figures = growth(r18.but(batch=8) if not args.tiny else r18, args.repeats, deadline, args.rows)
     else:
         figures = gpu_suite(args, deadline)
     if args.json:

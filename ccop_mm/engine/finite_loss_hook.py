@@ -72,11 +72,10 @@ class FiniteLossHook(Hook):
     Then every rank raises :class:`NonFiniteLossError`. Before that, each rank whose own losses are at fault logs its
     images and writes ``work_dir/nonfinite_iter_N_rank_R.pth`` for ``tools/replay.py``, N counted from 1 as in the log:
     its batch as the loader gave it, the config, the random state, and the model as the failing forward pass used it.
-    The weights are still those. Buffers that a forward pass overwrites are copied before each, but for CCOP's queues
-    (67 MB at the paper's length), which remember the few keys that a step replaces, and running statistics, which a
-    training step does not read. The key encoder has moved
-    on already, which the replay does not repeat. The file is as large as a checkpoint without optimizer state
-    (526 MB for the paper's model) and the batch.
+    The weights are still those. Buffers that a forward pass overwrites are copied before each, except for CCOP's queues
+    (67 MB at the paper's length; they remember the few keys that a step replaces) and running statistics (a training
+    step does not read them). The key encoder has moved on already, which the replay does not repeat. The file is as
+    large as a checkpoint without optimizer state (526 MB for the paper's model) and the batch.
 
     If gradients are at fault while the loss is finite, it is the next iteration that ends here, and its replay says
     that the weights are not finite.

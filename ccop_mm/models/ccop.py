@@ -150,6 +150,7 @@ class CCOP(BaseModel):
         """Embeddings of planned boxes, by either encoder: ``(length, D)``, 0 in rows that ``rois.order`` leaves out."""
         # With gradients the features must all be kept anyway.
         parts = [rois] if torch.is_grad_enabled() else rois.split(POOLED_AT_ONCE)
+        pyramid = self.object_pool.readable(pyramid)
         rows = [encoder.object_projector(self.object_pool(pyramid, part)) for part in parts]  # sorted by level
         rows = torch.cat(rows) if len(rows) > 1 else rows[0]
         return rows.new_zeros(length, rows.shape[1]).index_copy(0, rois.order, rows)

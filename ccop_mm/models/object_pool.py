@@ -91,17 +91,24 @@ class ObjectPool(nn.Module):
             Tensor: ``(M, C, 7, 7)`` in the **sorted** order: row r belongs to box ``rois.order[r]``. (Putting
             embeddings of 128 numbers a box in order is cheaper than 12,544.)
         """
-        # RoIAlign has no bfloat16 kernel, and half precision moves boxes by up to a pixel: float32 or better
-        # throughout.
-        dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
-        parts = rois.rows.to(dtype).split(rois.counts)
+        pyramid = self.readable(pyramid)
+        parts = rois.rows.to(pyramid[0].dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
-                # mmcv's kernels read memory as (B, C, H, W), whatever the strides say.
-                layer(level.to(dtype).contiguous(), part) if len(part) else self._nothing(level.to(dtype))
+                layer(level, part) if len(part) else self._nothing(level)
                 for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
             ]
         return torch.cat(pooled)
+
+    @staticmethod
+    def readable(pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The features as mmcv's kernels can take them; call it first where one pyramid is pooled from several times.
+
+        They have no bfloat16, half precision moves boxes by up to a pixel (so: float32 or better), and they read memory
+        as (B, C, H, W), whatever the strides say.
+        """
+        dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
+        return tuple(level.to(dtype).contiguous() for level in pyramid)
 
     def _nothing(self, level: Tensor) -> Tensor:
         """``(0, C, 7, 7)`` of a level, in its graph. mmcv's CUDA kernel cannot be launched for no box."""
