@@ -209,9 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--suite', choices=['step', 'growth', 'gpu'], default='step')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
-    parser.add_argument(
-        '--rows', nargs='+', help='of the growth suite: batch_x2 jitter_x2 ... compiled; all by default'
-    )
+    parser.add_argument('--rows', nargs='+', help='of the growth suite, such as batch_x2; all by default')
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--minutes', type=float, default=8, help='no new round of measurements begins after this')
     parser.add_argument('--threads', type=int, default=2, help='on the CPU')
