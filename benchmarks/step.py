@@ -108,8 +108,8 @@ def shares(step, repeats):
     return {label: 100 * statistics.median(one[label] / one[''] for one in rounds) for label in rounds[0] if label}
 
 
-def against_the_floor(title, setting, repeats, deadline, names=tuple(VARIANTS)):
-    """The floor, MoCo, the released way and CCOP; returns the figures."""
+def against_the_floor(title, setting, repeats, deadline, names):
+    """The floor, CCOP, and what is asked for between them; returns the figures."""
     table = Table({name: (name, setting) for name in names}, repeats, deadline)
     table.show(title)
     figures = table.figures()
@@ -207,7 +207,10 @@ def gpu_suite(args, deadline):
 def main():
     """Runs a suite."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    others = [name for name in VARIANTS if name not in ('floor', 'ccop')]
     parser.add_argument('--suite', choices=['step', 'growth', 'gpu'], default='step')
+    parser.add_argument('--models', nargs='+', choices=['r50', 'r18'], default=['r50', 'r18'], help='of the step suite')
+    parser.add_argument('--beside', nargs='+', choices=others, default=others, help='of the step suite: other steps')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--rows', nargs='+', help='of the growth suite, such as batch_x2; all by default')
     parser.add_argument('--repeats', type=int, default=9)
@@ -225,10 +228,14 @@ def main():
     if args.tiny:
         r50 = r18 = Setting(depth=18, size=64, batch=4, objects=3, jitter=2, queue=256, device=args.device)
     if args.suite == 'step':
-        half = deadline - 30 * args.minutes
-        figures = against_the_floor(f'R{r50.depth}, {r50.size} px, batch {r50.batch}', r50, args.repeats, half)
-        other = against_the_floor(f'R{r18.depth}, {r18.size} px, batch {r18.batch}', r18, args.repeats, deadline)
-        figures.update({f'r18_{name}': value for name, value in other.items()})
+        figures, begun = {}, time.monotonic()
+        for number, (prefix, setting) in enumerate(dict(r50=r50, r18=r18).items()):
+            if prefix in args.models:
+                until = begun + (deadline - begun) * (number + 1) / 2 if len(args.models) > 1 else deadline
+                title = f'R{setting.depth}, {setting.size} px, batch {setting.batch}'
+                found = against_the_floor(title, setting, args.repeats, until, ['floor', *args.beside, 'ccop'])
+                # The figures of R50 have plain names.
+                figures.update({name if prefix == 'r50' else f'{prefix}_{name}': found[name] for name in found})
     elif args.suite == 'growth':
         figures = growth(r18.but(batch=8) if not args.tiny else r18, args.repeats, deadline, args.rows)
     else:
