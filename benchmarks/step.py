@@ -237,7 +237,7 @@ def main():
                 # The figures of R50 have plain names.
                 figures.update({name if prefix == 'r50' else f'{prefix}_{name}': found[name] for name in found})
     elif args.suite == 'growth':
-        figures = growth(r18.but(batch=8) if not args.tiny else r18, args.repeats, deadline, args.rows)
+        figures = growth(r18 if args.tiny else r18.but(size=64, batch=8), args.repeats, deadline, args.rows)
     else:
         figures = gpu_suite(args, deadline)
     if args.json:
