@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ccop_mm.engine.step_dump import images_of, write_dump
 from ccop_mm.errors import InputError
+from ccop_mm.models.queue import FeatureQueue
 
 
 class NonFiniteLossError(InputError):
@@ -71,10 +72,10 @@ class FiniteLossHook(Hook):
     Then every rank raises :class:`NonFiniteLossError`. Before that, each rank whose own losses are at fault logs its
     images and writes ``work_dir/nonfinite_iter_N_rank_R.pth`` for ``tools/replay.py``, N counted from 1 as in the log:
     its batch as the loader gave it, the config, the random state, and the model as the failing forward pass used it.
-    The weights are still those. Buffers that a forward pass overwrites (CCOP's queues, 67 MB at the paper's length) are
-    copied before each; running statistics are not, since a training step does not read them. The key encoder has moved
-    on already, which the replay does not repeat. The file is as large as a checkpoint without optimizer state
-    (526 MB for the paper's model) and the batch.
+    The weights are still those. Buffers that a forward pass overwrites are copied before each, except for CCOP's queues
+    (67 MB at the paper's length; they remember the few keys that a step replaces) and running statistics (a training
+    step does not read them). The key encoder has moved on already, which the replay does not repeat. The file is as
+    large as a checkpoint without optimizer state (526 MB for the paper's model) and the batch.
 
     If gradients are at fault while the loss is finite, it is the next iteration that ends here, and its replay says
     that the weights are not finite.
@@ -159,6 +160,7 @@ class FiniteLossHook(Hook):
     def _report(self, runner: Runner, when: str) -> str:
         """Writes the dump and logs the images; returns the line for the user."""
         losses = {name: value.item() for name, value in self._losses.items()}
+        queues = _queues_before(self._model)
         images = images_of(self._batch)
         path = Path(runner.work_dir, f'nonfinite_iter_{runner.iter + 1}_rank_{get_rank()}.pth')
         try:
@@ -174,7 +176,7 @@ class FiniteLossHook(Hook):
                 images=images,
                 batch=self._batch,
                 config=runner.cfg.to_dict(),
-                **{**self._before, 'state': {**self._model.state_dict(), **self._before['state']}},
+                **{**self._before, 'state': {**self._model.state_dict(), **self._before['state'], **queues}},
             )
             dump = f'which image, and where: python tools/replay.py {path} ({path.stat().st_size / 2**20:.0f} MiB)'
         except (OSError, RuntimeError) as error:  # torch wraps the first in the second
@@ -191,17 +193,28 @@ class FiniteLossHook(Hook):
 def _volatile_state(model: nn.Module) -> list[tuple[str, nn.Module, str | None]]:
     """What a forward pass may overwrite and a later one reads: key in the state dict, owner, name of the buffer.
 
-    The name is None for a module's extra state. Running statistics are left out: a training step does not read them.
+    The name is None for a module's extra state. Running statistics are left out: a training step does not read them;
+    and so are queues (:func:`_queues_before`).
     """
     found = []
     for prefix, module in model.named_modules(remove_duplicate=False):
         dot = prefix and '.'
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             found.append((f'{prefix}{dot}_extra_state', module, None))
-        if not isinstance(module, _BatchNorm):
+        if not isinstance(module, (_BatchNorm, FeatureQueue)):
             names = [name for name, _ in module.named_buffers(recurse=False)]
             found += [(f'{prefix}{dot}{name}', module, name) for name in names if name in module.state_dict()]
     return found
+
+
+def _queues_before(model: nn.Module) -> dict[str, Tensor]:
+    """The queues' part of the state dict, as the last forward pass found them."""
+    return {
+        f'{prefix}{prefix and "."}{name}': value
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, FeatureQueue)
+        for name, value in module.before_enqueue().items()
+    }
 
 
 def _snapshot(volatile: list[tuple[str, nn.Module, str | None]], device: str) -> dict:

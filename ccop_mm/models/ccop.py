@@ -9,9 +9,10 @@ from mmselfsup.models import BaseModel
 from mmselfsup.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
-from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows, plan_keys
+from ccop_mm.models.host_copy import copy_to_device
+from ccop_mm.models.key_plan import KEY_BATCHES, KeyPlan, gather_rows, plan_keys
 from ccop_mm.models.momentum import MomentumEncoder
-from ccop_mm.models.object_pool import ObjectPool
+from ccop_mm.models.object_pool import ObjectPool, RoIs
 from ccop_mm.models.queue import FeatureQueue
 
 #: The parts of the query encoder that the key encoder follows.
@@ -19,6 +20,9 @@ ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
 
 #: Below this many images, batch statistics are too noisy to train with (a rule of thumb; the paper has 32 per GPU).
 FEW_IMAGES = 8
+
+#: Candidates whose 7x7 features exist at once: 51 MB in float32 at 256 channels, where 256 photos would make 1.5 GB.
+POOLED_AT_ONCE = 1024
 
 
 def _synchronizes(module: nn.Module) -> bool:
@@ -54,6 +58,8 @@ class CCOP(BaseModel):
             ``'auto'``, ``'shuffle'``, ``'split'``, ``'sync'`` or ``'none'``; see
             :func:`ccop_mm.models.key_plan.plan_keys`.
         bn_group (int): Images per group of batch statistics in one process; 32 is the paper's batch per GPU.
+        channels_last (bool): Run the image encoders in channels-last memory format, which matrix units of GPUs work in.
+            Weights, and with them the optimizer's state and checkpoints, keep their layout.
         data_preprocessor (dict, optional): ``TwoViewDataPreprocessor`` by default.
         init_cfg (dict, optional): Weight initialization.
     """
@@ -75,6 +81,7 @@ class CCOP(BaseModel):
         momentum: float = 0.999,
         key_batch: str = 'auto',
         bn_group: int = 32,
+        channels_last: bool = False,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
@@ -112,6 +119,7 @@ class CCOP(BaseModel):
         self.encoder_k = MomentumEncoder(self._encoder_parts(), momentum)
         self.key_batch = key_batch
         self.bn_group = bn_group
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._generator = torch.Generator()
         self._warned = False
 
@@ -134,23 +142,23 @@ class CCOP(BaseModel):
         Returns:
             Tensor: ``(N, D)``, L2-normalized.
         """
-        return self._embed_objects(self, pyramid, boxes.cpu(), batch_index.cpu())
+        rois = self.object_pool.plan(boxes.cpu(), batch_index.cpu())
+        rows, order = copy_to_device([rois.rows, rois.order], pyramid[0].device)
+        return self._embed_objects(self, pyramid, RoIs(rows, order, rois.counts), len(boxes))
 
-    def _embed_objects(self, encoder: nn.Module, pyramid, boxes: Tensor, batch_index: Tensor) -> Tensor:
-        """As :meth:`embed_objects`, by either encoder, with boxes and indices on the CPU: levels are counted there."""
-        device = pyramid[0].device
-        rois = self.object_pool.plan(boxes, batch_index)
-        if device.type == 'cuda':
-            rois = rois.pin_memory()
-        rois = rois.to(device)
-        pooled = self.object_pool(pyramid, rois)  # (N, C, 7, 7), sorted by level
-        return encoder.object_projector(pooled)[rois.restore]
+    def _embed_objects(self, encoder: nn.Module, pyramid: tuple[Tensor, ...], rois: RoIs, length: int) -> Tensor:
+        """Embeddings of planned boxes, by either encoder: ``(length, D)``, 0 in rows that ``rois.order`` leaves out."""
+        # With gradients the features must all be kept anyway.
+        parts = [rois] if torch.is_grad_enabled() else rois.split(POOLED_AT_ONCE)
+        pyramid = self.object_pool.readable(pyramid)
+        rows = [encoder.object_projector(self.object_pool(pyramid, part)) for part in parts]  # sorted by level
+        rows = torch.cat(rows) if len(rows) > 1 else rows[0]
+        return rows.new_zeros(length, rows.shape[1]).index_copy(0, rois.order, rows)
 
-    @staticmethod
-    def _encode(encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images."""
         embeddings, pyramids = [], []
-        for group in images.split(sizes):
+        for group in images.contiguous(memory_format=self.memory_format).split(sizes):
             features = encoder.backbone(group)
             embeddings.append(encoder.image_projector(features[-1].mean(dim=(2, 3))))
             pyramids.append(encoder.neck(features))
@@ -168,8 +176,7 @@ class CCOP(BaseModel):
 
         Returns:
             dict[str, Tensor]: ``loss_img``, ``loss_obj``, ``loss_intra``; ``hardest_similarity`` (mean similarity of
-                the
-            chosen positives to their queries) and ``objects_per_image``.
+            the chosen positives to their queries) and ``objects_per_image``.
         """
         images_q, images_k = inputs
         labels = [sample.pseudo_label for sample in data_samples]
@@ -186,17 +193,24 @@ class CCOP(BaseModel):
         candidates, valid, boxes_q, boxes_k, batch_index = (
             tensor[usable] for tensor in (candidates, valid, boxes_q, boxes_k, batch_index)
         )
-        plan = plan_keys(candidates, batch_index, len(images_k), self.key_batch, step, self.bn_group)
+        plan = plan_keys(candidates, batch_index, len(images_k), self.key_batch, step, self.bn_group, valid)
         self._warn_of_small_groups(plan.sizes)
+        # All that depends on boxes is known here, on the host; from now on nobody waits for the device.
+        device = images_q.device
+        rois_q, rois_k = self.object_pool.plan(boxes_q, batch_index), self._plan_candidates(plan)
+        moved = copy_to_device(
+            [valid, boxes_q, boxes_k, batch_index, rois_q.rows, rois_q.order, rois_k.rows, rois_k.order]
+            + [plan.images, plan.image_restore, plan.object_restore],
+            device,
+        )
+        valid, boxes_q, boxes_k, batch_index = moved[:4]
+        rois_q.rows, rois_q.order, rois_k.rows, rois_k.order = moved[4:8]
+        plan.images, plan.image_restore, plan.object_restore = moved[8:]
 
         image_q, pyramid = self._encode(self, images_q, plan.sizes)
-        object_q = self._embed_objects(self, pyramid, boxes_q, batch_index)
-        image_k, object_candidates = self._encode_keys(images_k, plan)
+        object_q = self._embed_objects(self, pyramid, rois_q, len(boxes_q))
+        image_k, object_candidates = self._encode_keys(images_k, plan, rois_k)
 
-        device = object_q.device
-        valid, boxes_q, boxes_k, batch_index = (
-            tensor.to(device, non_blocking=True) for tensor in (valid, boxes_q, boxes_k, batch_index)
-        )
         with torch.autocast(device.type, enabled=False):
             hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
         object_k = object_candidates[torch.arange(len(hardest), device=device), hardest]
@@ -207,8 +221,8 @@ class CCOP(BaseModel):
             intra_inputs = dict(boxes=boxes_q)
         with torch.autocast(device.type, enabled=False):  # similarities over a temperature of 0.2 need float32
             losses = dict(
-                loss_img=self.image_head(image_q, image_k, self.image_queue.snapshot()),
-                loss_obj=self.object_head(object_q, object_k, self.object_queue.snapshot()),
+                loss_img=self.image_head(image_q, image_k, self.image_queue.keys),
+                loss_obj=self.object_head(object_q, object_k, self.object_queue.keys),
                 loss_intra=self.intra_loss(object_q, batch_index=batch_index, **intra_inputs),
             )
         self.image_queue.enqueue(gather_rows(image_k, [len(image_k)] * len(plan.object_counts)))
@@ -218,17 +232,21 @@ class CCOP(BaseModel):
         losses['objects_per_image'] = similarity.new_full((), len(object_k) / len(labels))
         return losses
 
+    def _plan_candidates(self, plan: KeyPlan) -> RoIs:
+        """The valid candidates, sorted by level; ``order`` counts all M * J of them."""
+        kept = plan.valid.flatten().nonzero().flatten()
+        # (M, J, 4) -> (M * J, 4) -> the valid ones; every candidate lies in its object's image
+        image = plan.batch_index.repeat_interleave(plan.boxes.shape[1])
+        rois = self.object_pool.plan(plan.boxes.flatten(0, 1)[kept], image[kept])
+        return RoIs(rois.rows, kept[rois.order], rois.counts)
+
     @torch.no_grad()
-    def _encode_keys(self, images: Tensor, plan) -> tuple[Tensor, Tensor]:
-        """Moves the key encoder on and embeds with it: images ``(B, D)`` and candidates ``(N, J, D)``."""
+    def _encode_keys(self, images: Tensor, plan: KeyPlan, rois: RoIs) -> tuple[Tensor, Tensor]:
+        """Moves the key encoder on and embeds with it: images ``(B, D)`` and candidates ``(N, J, D)``, 0 if invalid."""
         self.encoder_k.update(self._encoder_parts())
         embeddings, pyramid = self._encode(self.encoder_k, plan.take_images(images), plan.sizes)
-        num_candidates = plan.boxes.shape[1]
-        # (M, J, 4) -> (M * J, 4); every candidate lies in its object's image
-        rows = self._embed_objects(
-            self.encoder_k, pyramid, plan.boxes.flatten(0, 1), plan.batch_index.repeat_interleave(num_candidates)
-        )
-        objects = rows.view(len(plan.boxes), num_candidates, rows.shape[1])  # (M * J, D) -> (M, J, D)
+        rows = self._embed_objects(self.encoder_k, pyramid, rois, plan.valid.numel())
+        objects = rows.view(*plan.valid.shape, rows.shape[1])  # (M * J, D) -> (M, J, D)
         return plan.restore_images(embeddings), plan.restore_objects(objects)
 
     def _warn_of_small_groups(self, sizes: list[int]) -> None:

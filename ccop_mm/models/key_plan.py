@@ -61,10 +61,14 @@ def gather_rows(rows: Tensor, counts: list[int], group=None) -> Tensor:
 
 @dataclass
 class KeyPlan:
-    """One step's assignment of key images to ranks and groups. Everything in it lies on the CPU.
+    """One step's assignment of key images to ranks and groups. It is made on the CPU.
+
+    The three tensors that the methods index with (``images``, ``image_restore``, ``object_restore``) may be put on the
+    device; else the methods copy them.
 
     Attributes:
         boxes (Tensor): ``(M, J, 4)``, candidate boxes of the images that this rank encodes.
+        valid (Tensor): ``(M, J)`` bool, which of them count: no other needs an embedding.
         batch_index (Tensor): ``(M,)``, the place of each one's image in what :meth:`take_images` returns.
         sizes (list[int]): Images per group of batch statistics, in that order.
         images (Tensor): ``(B,)``, which images of all ranks' batches this rank encodes.
@@ -76,6 +80,7 @@ class KeyPlan:
     """
 
     boxes: Tensor
+    valid: Tensor
     batch_index: Tensor
     sizes: list[int]
     images: Tensor
@@ -108,7 +113,15 @@ class KeyPlan:
         return embeddings[self.object_restore.to(embeddings.device, non_blocking=True)]
 
 
-def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, step: int, bn_group: int = 32) -> KeyPlan:
+def plan_keys(
+    boxes: Tensor,
+    batch_index: Tensor,
+    batch_size: int,
+    mode: str,
+    step: int,
+    bn_group: int = 32,
+    valid: Tensor | None = None,
+) -> KeyPlan:
     """Draws one step's plan. Every rank must call it with the same ``step``, and with the same ``batch_size``.
 
     Args:
@@ -120,7 +133,10 @@ def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, st
             for models whose norm layers are SyncBN: then all ranks' images share statistics. ``'none'``: neither.
         step (int): Seeds the permutation, so that all ranks draw the same one without a message.
         bn_group (int): See :func:`group_sizes`.
+        valid (Tensor, optional): ``(N, J)`` bool, which candidates count; all by default.
     """
+    if valid is None:
+        valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
     world, rank = get_world_size(), get_rank()
     if mode == 'auto':
         mode = 'shuffle' if world > 1 else 'split'
@@ -138,12 +154,15 @@ def plan_keys(boxes: Tensor, batch_index: Tensor, batch_size: int, mode: str, st
     image = batch_index
     if exchange:
         image = gather_rows(batch_index + rank * batch_size, own_counts, _host_group())
-        boxes = gather_rows(boxes, own_counts, _host_group())
+        # (N, J, 4) and (N, J) -> (N, J, 5): one message
+        rows = gather_rows(torch.cat([boxes, valid[..., None].to(boxes)], dim=2), own_counts, _host_group())
+        boxes, valid = rows[..., :4], rows[..., 4] > 0
     encoder = place[image] // batch_size  # (objects,): the rank that encodes each
     by_encoder = encoder.argsort(stable=True)
     own_start = sum(own_counts[:rank]) if exchange else 0
     return KeyPlan(
         boxes=boxes[encoder == mine],
+        valid=valid[encoder == mine],
         batch_index=(place[image] % batch_size)[encoder == mine],
         sizes=group_sizes(batch_size, bn_group) if mode == 'split' else [batch_size],
         images=order[mine * batch_size : (mine + 1) * batch_size],

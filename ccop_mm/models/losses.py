@@ -1,11 +1,13 @@
 """The three losses of CCOP as functions of tensors."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from ccop_mm import boxes as box_ops
+
+#: Logits that exist at once unless told otherwise: 64 MB in float32, 256 rows against the paper's queue.
+CHUNK_LOGITS = 2**24
 
 
 def info_nce(
@@ -13,31 +15,51 @@ def info_nce(
 ) -> Tensor:
     """Eq. 1 for each row: ``-log(exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)))``.
 
+    The gradient (Eq. 5: the softmax's weights times the keys, less the positive) is worked out with the loss, some rows
+    at a time, so that neither logits nor queue are kept for backward. All N x K logits of 256 photos of 12 objects
+    would be 0.8 GB in float32, several times over; and the queue may change in place as soon as this returns.
+
     Args:
         query (Tensor): ``(N, D)``, L2-normalized; N may be 0.
-        keys (Tensor): ``(N, D)``, the positive of each row, L2-normalized.
-        queue (Tensor): ``(D, K)``, the negatives, which all rows share.
+        keys (Tensor): ``(N, D)``, the positive of each row, L2-normalized. A constant: it gets no gradient.
+        queue (Tensor): ``(D, K)``, the negatives, which all rows share. A constant.
         temperature (float): T; the paper uses 0.2.
-        chunk_size (int, optional): Handle so many rows at a time and compute their logits again in backward: at most
-            ``chunk_size x K`` logits exist at once, not ``N x K`` (0.8 GB in float32 for 256 photos of 12 objects).
+        chunk_size (int, optional): Rows whose logits exist at once; as many as make 64 MB by default.
 
     Returns:
-        Tensor: ``(N,)`` losses.
+        Tensor: ``(N,)`` losses, differentiable once.
     """
-    if chunk_size is None or len(query) <= chunk_size:
-        return _info_nce(query, keys, queue, temperature)
-    rows = [
-        checkpoint(_info_nce, q, k, queue, temperature, use_reentrant=False)
-        for q, k in zip(query.split(chunk_size), keys.split(chunk_size), strict=True)
-    ]
-    return torch.cat(rows)
+    if chunk_size is None:
+        chunk_size = max(1, CHUNK_LOGITS // queue.shape[1])
+    return _InfoNCE.apply(query, keys.detach(), queue.detach(), temperature, chunk_size)
 
 
-def _info_nce(query: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    positive = (query * keys).sum(1, keepdim=True)  # (N, 1)
-    negative = query @ queue  # (N, K)
-    logits = torch.cat([positive, negative], dim=1) / temperature
-    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction='none')
+class _InfoNCE(torch.autograd.Function):
+    """See :func:`info_nce`."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, keys: Tensor, queue: Tensor, temperature: float, chunk_size: int) -> Tensor:
+        losses, gradients = [], []
+        for rows, positives in zip(query.split(chunk_size), keys.split(chunk_size), strict=True):
+            scaled = rows / temperature
+            positive = (scaled * positives).sum(1, keepdim=True)  # (n, 1)
+            logits = scaled @ queue  # (n, K)
+            # In place: softmax's weights before their division by the sum; the greatest logit keeps exp in range.
+            top = torch.maximum(logits.amax(1, keepdim=True), positive)
+            weights, own = logits.sub_(top).exp_(), (positive - top).exp()
+            total = weights.sum(1, keepdim=True) + own
+            losses.append((total.log() + top - positive).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                gradients.append((torch.addmm(own * positives, weights, queue.T) / total - positives) / temperature)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        (gradients,) = ctx.saved_tensors
+        return grad_losses[:, None] * gradients, None, None, None, None
 
 
 def disjoint_pairs(boxes: Tensor, batch_index: Tensor, iou_thr: float = 0.05) -> Tensor:

@@ -15,21 +15,24 @@ class RoIs:
 
     Attributes:
         rows (Tensor): ``(M, 5)``: image index and box, sorted by level.
-        restore (Tensor): ``(M,)`` long: the sorted position of each original row.
+        order (Tensor): ``(M,)`` long: the original row of each sorted one.
         counts (list[int]): Number of boxes on each level.
     """
 
     rows: Tensor
-    restore: Tensor
+    order: Tensor
     counts: list[int]
 
-    def to(self, device: torch.device) -> 'RoIs':
-        """The same on a device, without waiting where the tensors are pinned."""
-        return RoIs(self.rows.to(device, non_blocking=True), self.restore.to(device, non_blocking=True), self.counts)
-
-    def pin_memory(self) -> 'RoIs':
-        """The same in page-locked memory."""
-        return RoIs(self.rows.pin_memory(), self.restore.pin_memory(), self.counts)
+    def split(self, size: int) -> list['RoIs']:
+        """Parts of at most ``size`` boxes; one without boxes if there are none."""
+        parts = []
+        for start in range(0, max(len(self.rows), 1), size):
+            stop, counts, begin = min(start + size, len(self.rows)), [], 0
+            for count in self.counts:  # this level's boxes are rows begin to begin + count
+                counts.append(max(min(begin + count, stop) - max(begin, start), 0))
+                begin += count
+            parts.append(RoIs(self.rows[start:stop], self.order[start:stop], counts))
+        return parts
 
 
 class ObjectPool(nn.Module):
@@ -72,9 +75,7 @@ class ObjectPool(nn.Module):
         levels = self.levels(boxes)
         order = levels.argsort(stable=True)
         rows = torch.cat([batch_index[:, None].to(boxes), boxes], dim=1)[order]
-        restore = torch.empty_like(order)
-        restore[order] = torch.arange(len(order), device=order.device)
-        return RoIs(rows, restore, torch.bincount(levels, minlength=len(self.layers)).tolist())
+        return RoIs(rows, order, torch.bincount(levels, minlength=len(self.layers)).tolist())
 
     def forward(self, pyramid: tuple[Tensor, ...], rois: RoIs) -> Tensor:
         """Pools every box from its level.
@@ -87,20 +88,27 @@ class ObjectPool(nn.Module):
             rois (RoIs): From :meth:`plan`, on the pyramid's device.
 
         Returns:
-            Tensor: ``(M, C, 7, 7)`` in the **sorted** order; index what is computed from it with ``rois.restore``.
-                (Putting
-            128 numbers a box in order is cheaper than 12,544.)
+            Tensor: ``(M, C, 7, 7)`` in the **sorted** order: row r belongs to box ``rois.order[r]``. (Putting
+            embeddings of 128 numbers a box in order is cheaper than 12,544.)
         """
-        # RoIAlign has no bfloat16 kernel, and half precision moves boxes by up to a pixel: float32 or better
-        # throughout.
-        dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
-        parts = rois.rows.to(dtype).split(rois.counts)
+        pyramid = self.readable(pyramid)
+        parts = rois.rows.to(pyramid[0].dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
-                layer(level.to(dtype), part) if len(part) else self._nothing(level.to(dtype))
+                layer(level, part) if len(part) else self._nothing(level)
                 for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
             ]
         return torch.cat(pooled)
+
+    @staticmethod
+    def readable(pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The features as mmcv's kernels can take them; call it first where one pyramid is pooled from several times.
+
+        They have no bfloat16, half precision moves boxes by up to a pixel (so: float32 or better), and they read memory
+        as (B, C, H, W), whatever the strides say.
+        """
+        dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
+        return tuple(level.to(dtype).contiguous() for level in pyramid)
 
     def _nothing(self, level: Tensor) -> Tensor:
         """``(0, C, 7, 7)`` of a level, in its graph. mmcv's CUDA kernel cannot be launched for no box."""

@@ -66,7 +66,7 @@ def test_every_model_builds_with_trainable_norms(path):
 
 def test_the_recipe_is_the_papers():
     cfg = Config.fromfile(ROOT / 'configs/ccop/ccop_r50_fpn_800e_coco.py')
-    assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4)
+    assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4, fused=True)
     assert cfg.train_dataloader.batch_size == 32  # 256 over 8 GPUs
     assert cfg.train_cfg.max_epochs == 800
     (schedule,) = cfg.param_scheduler

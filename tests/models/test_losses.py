@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ccop_mm.models import losses
 
@@ -82,8 +84,20 @@ def test_info_nce_in_chunks_is_the_same(chunk_size, generator):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_chunks_bound_the_logits_that_exist_at_once(generator):
-    # Autograd keeps what backward needs: with chunks, nothing of N x K, and no single tensor above chunk x K.
+class Largest(TorchDispatchMode):
+    """Notes the most elements that a result has."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.found = max([self.found, *(leaf.numel() for leaf in tree_leaves(result) if torch.is_tensor(leaf))])
+        return result
+
+
+@pytest.mark.parametrize('chunk_size', [8, None])
+def test_chunks_bound_the_logits_that_exist_at_once(chunk_size, generator, monkeypatch):
+    monkeypatch.setattr(losses, 'CHUNK_LOGITS', 16 * 500)
     query, keys = unit_rows(64, 8, generator).requires_grad_(), unit_rows(64, 8, generator)
     queue, kept = unit_rows(500, 8, generator).T, []
 
@@ -91,12 +105,34 @@ def test_chunks_bound_the_logits_that_exist_at_once(generator):
         kept.append(tensor.numel())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses.info_nce(query, keys, queue).sum()
-        assert max(kept) >= 64 * 500
-        kept.clear()
-        losses.info_nce(query, keys, queue, chunk_size=8).sum()
-    assert max(kept, default=0) <= 8 * 500
+    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses.info_nce(query, keys, queue, chunk_size=chunk_size).sum().backward()
+    assert largest.found == (chunk_size or 16) * 500
+    assert max(kept) == 64 * 8, 'neither logits nor queue wait for backward'
+
+
+def test_the_queue_may_change_before_backward(generator):
+    query, keys = unit_rows(5, 8, generator).requires_grad_(), unit_rows(5, 8, generator)
+    queue = unit_rows(21, 8, generator).T
+    (expected,) = torch.autograd.grad(losses.info_nce(query, keys, queue).sum(), query)
+    result = losses.info_nce(query, keys, queue).sum()
+    queue.zero_()
+    torch.testing.assert_close(torch.autograd.grad(result, query)[0], expected, rtol=0, atol=0)
+
+
+def test_info_nce_of_large_logits_stays_finite(generator):
+    # exp overflows float32 above 88: here the logits reach 1,000, on the side of the positive and of the negatives.
+    query, keys = unit_rows(6, 8, generator).float(), unit_rows(6, 8, generator).float()
+    keys[:3] = query[:3]
+    queue = torch.cat([query[3:], unit_rows(9, 8, generator).float()]).T
+    query.requires_grad_()
+    loss = losses.info_nce(query, keys, queue, temperature=1e-3)
+    logits = torch.cat([(query * keys).sum(1, keepdim=True), query @ queue], dim=1) / 1e-3
+    expected = F.cross_entropy(logits, torch.zeros(6, dtype=torch.long), reduction='none')
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
+    found, wanted = (torch.autograd.grad(value.sum(), query)[0] for value in (loss, expected))
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)
 
 
 def test_info_nce_of_no_rows_is_empty_and_connected():

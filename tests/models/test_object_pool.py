@@ -60,10 +60,41 @@ def test_pools_each_box_from_its_level_in_the_given_order(generator):
     batch_index = torch.tensor([0, 0, 1, 1, 1])
     pyramid = pyramid_of(generator)
     rois = pool.plan(boxes, batch_index)
-    pooled = pool(pyramid, rois)[rois.restore]
+    pooled = pool(pyramid, rois)[rois.order.argsort()]
     for box, image, level, result in zip(boxes, batch_index, pool.levels(boxes), pooled, strict=True):
         expected = slow_roi_align(pyramid[level], image, box.tolist(), 4 * 2 ** level.item(), 3)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [1, 2, 4, 9])
+def test_parts_pool_the_same(size, generator):
+    corner = torch.rand(9, 2, generator=generator, dtype=torch.float64) * 60
+    side = torch.tensor([20.0, 30, 40, 60, 70, 150, 160, 20, 160], dtype=torch.float64)[:, None]  # no P5
+    boxes, batch_index = torch.cat([corner, corner + side], dim=1), torch.arange(9) % 2
+    pool, pyramid = ObjectPool(output_size=2), pyramid_of(generator)
+    rois = pool.plan(boxes, batch_index)
+    parts = rois.split(size)
+    assert [len(part.rows) for part in parts] == [size] * (9 // size) + [9 % size] * (9 % size > 0)
+    assert torch.equal(torch.cat([part.order for part in parts]), rois.order)
+    assert torch.equal(torch.cat([pool(pyramid, part) for part in parts]), pool(pyramid, rois))
+
+
+def test_no_boxes_are_one_part():
+    (part,) = ObjectPool().plan(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).split(5)
+    assert part.counts == [0, 0, 0, 0] and part.rows.shape == (0, 5)
+
+
+def test_channels_last_features_are_pooled_alike(generator):
+    pool = ObjectPool()
+    pyramid = tuple(level.requires_grad_() for level in pyramid_of(generator))
+    turned = tuple(level.detach().to(memory_format=torch.channels_last).requires_grad_() for level in pyramid)
+    rois = pool.plan(torch.tensor([[3.0, 4, 20, 30], [10, 20, 200, 190]]).double(), torch.tensor([0, 1]))
+    pooled = pool(pyramid, rois)
+    assert torch.equal(pool(turned, rois), pooled)
+    pooled.square().sum().backward()
+    pool(turned, rois).square().sum().backward()
+    for plain, other in zip(pyramid, turned, strict=True):
+        assert torch.equal(plain.grad, other.grad)
 
 
 def test_levels_without_boxes_stay_in_the_graph(generator):

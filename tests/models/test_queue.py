@@ -26,15 +26,23 @@ def test_keeps_the_last_keys_like_a_deque(length, generator):
         assert oldest_first.tolist() == list(expected)
 
 
-def test_snapshot_outlives_enqueue(generator):
+@pytest.mark.parametrize('size', [0, 2, 6, 15])
+def test_the_state_before_the_last_enqueue(size, generator):
     queue = FeatureQueue(length=6, channels=4)
-    query = torch.randn(2, 4, generator=generator, requires_grad=True)
-    snapshot = queue.snapshot()
-    before = snapshot.clone()
-    loss = (query @ snapshot).sum()
-    queue.enqueue(torch.randn(6, 4, generator=generator))
-    loss.backward()  # autograd would refuse a tensor that was changed in place
-    torch.testing.assert_close(query.grad, before.sum(1).expand(2, 4))
+    assert torch.equal(queue.before_enqueue()['keys'], queue.keys)
+    queue.enqueue(torch.randn(4, 4, generator=generator))
+    before = {name: value.clone() for name, value in queue.state_dict().items()}
+    queue.enqueue(torch.randn(size, 4, generator=generator))  # wraps around, or more than it holds
+    found = queue.before_enqueue()
+    assert found.keys() == before.keys() and all(torch.equal(found[name], before[name]) for name in before)
+    assert size == 0 or not torch.equal(queue.keys, before['keys'])
+
+
+def test_loaded_keys_are_not_undone(generator):
+    queue = FeatureQueue(length=6, channels=4)
+    queue.enqueue(torch.randn(3, 4, generator=generator))
+    queue.load_state_dict(FeatureQueue(length=6, channels=4).state_dict())
+    assert torch.equal(queue.before_enqueue()['keys'], queue.keys)
 
 
 def test_a_checkpoint_brings_its_length(generator):

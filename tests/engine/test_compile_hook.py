@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ccop_mm.errors import InputError
+
+FAST = Path(__file__).resolve().parents[2] / 'configs' / 'ccop' / 'ccop-fast_r50_fpn_800e_coco.py'
+ENCODERS = ['backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck']
+
+
+def hooks(**options):
+    return [dict(type='SpatialCurriculumHook'), dict(type='CompileHook', **options)]
+
+
+def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
+    logs, names = [], []
+    for number, custom_hooks in enumerate((hooks(backend='aot_eager'), [])):
+        cfg = small_config(work_dir=f'run{number}', experiment_name=f'compiled{number}')
+        cfg.custom_hooks = custom_hooks or [dict(type='SpatialCurriculumHook')]
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        compiled = [name for name, part in runner.model.named_modules() if part._compiled_call_impl is not None]
+        assert compiled == (ENCODERS if custom_hooks else [])
+        logs.append({name: buffer.data[0] for name, buffer in runner.message_hub.log_scalars.items() if 'loss' in name})
+        names.append(list(runner.model.state_dict()))
+    assert names[0] == names[1]
+    for name, values in logs[1].items():
+        assert logs[0][name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_an_absent_part_is_one_line(small_config):
+    cfg = small_config()
+    cfg.custom_hooks = hooks(parts=['backbone', 'head'])
+    with pytest.raises(InputError, match='CompileHook: CCOP has no part head'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_the_fast_preset_is_the_papers_but_for_speed():
+    fast, plain = Config.fromfile(FAST), Config.fromfile(FAST.with_name('ccop_r50_fpn_800e_coco.py'))
+    assert fast.model.pop('channels_last') is True
+    wrapper = fast.pop('optim_wrapper')
+    assert wrapper == dict(
+        type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0, optimizer=plain.pop('optim_wrapper').optimizer
+    )
+    assert fast.custom_hooks.pop() == dict(type='CompileHook')
+    assert fast.to_dict() == plain.to_dict()
