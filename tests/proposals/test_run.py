@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ccop_mm.boxes import pairwise_iou
-from ccop_mm.datasets.transforms import LoadPhoto
+from ccop_mm.datasets import LoadPhoto
 from ccop_mm.errors import InputError
 from ccop_mm.proposals import ProposalStore, image_id_of, list_photos, pool
 from ccop_mm.proposals.journal import Journal
