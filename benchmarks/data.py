@@ -236,14 +236,19 @@ def report_memory(workers=8):
     return figures
 
 
-@exit_on_input_error
-def main(argv=None):
+def parse_args(argv=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', help='folder of photos')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--memory', action='store_true', help='measure memory in the place of time')
     parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@exit_on_input_error
+def main(argv=None):
+    args = parse_args(argv)
     if not args.data and not args.memory:
         raise InputError('name a folder of photos: --data')
     torch.set_num_threads(1)

@@ -34,12 +34,17 @@ def milliseconds(function, *args):
     return 1000 * (time.perf_counter() - started)
 
 
-def main():
-    """Prints a table; the ratio is the median of those measured next to each other."""
+def parse_args(argv=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main():
+    """Prints a table; the ratio is the median of those measured next to each other."""
+    args = parse_args()
     torch.set_num_threads(1)
     generator, count = torch.Generator().manual_seed(0), OBJECTS * CANDIDATES
     figures = {}

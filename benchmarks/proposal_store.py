@@ -117,15 +117,20 @@ def show(name, row):
     )
 
 
-def main():
-    """Prints a table."""
+def parse_args(argv=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--photos', type=int, default=118_000)
     parser.add_argument('--boxes', type=int, default=100)
     parser.add_argument('--coco-photos', type=int, default=118_000, help='for pycocotools; 0: leave it out')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main():
+    """Prints a table."""
+    args = parse_args()
     figures = {}
     print(f'{args.boxes} boxes a photo; loading: median of {args.repeats}')
     print('                photos  file MB load CPU s  us a photo   own MB  own MB a worker')

@@ -72,14 +72,19 @@ def peak_in_fresh_process(*args):
         return pool.apply(peak_mebibytes, args)
 
 
-def main():
-    """Prints two tables: the photos at full size, and the first of them at several sizes."""
+def parse_args(argv=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos', nargs='?', help='folder')
     parser.add_argument('--limit', type=int, default=15, help='photos taken of the folder (%(default)s)')
     parser.add_argument('--mode', choices=MODES, default='fast')
     parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main():
+    """Prints two tables: the photos at full size, and the first of them at several sizes."""
+    args = parse_args()
     cv2.setNumThreads(1)
     photos = read_photos(args.photos, args.limit)
     propose(photos[0], args.mode)  # compiled, or read from disk, before the clock starts

@@ -204,8 +204,8 @@ def gpu_suite(args, deadline):
     return figures
 
 
-def main():
-    """Runs a suite."""
+def parse_args(argv=None):
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     others = [name for name in VARIANTS if name not in ('floor', 'ccop')]
     parser.add_argument('--suite', choices=['step', 'growth', 'gpu'], default='step')
@@ -218,7 +218,12 @@ def main():
     parser.add_argument('--threads', type=int, default=2, help='on the CPU')
     parser.add_argument('--tiny', action='store_true', help='sizes that only show that the suite runs')
     parser.add_argument('--json', help='also write the figures to this file')
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main():
+    """Runs a suite."""
+    args = parse_args()
     warnings.filterwarnings('ignore', message='only .* images share batch statistics')
     torch.manual_seed(0)
     if args.device == 'cpu':

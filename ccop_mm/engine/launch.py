@@ -1,6 +1,7 @@
 """From a config file and a command line to a running job: what tools/train.py and tools/test.py share."""
 
 import argparse
+import copy
 import os
 import tempfile
 from pathlib import Path
@@ -72,6 +73,21 @@ def _scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def _tolerate_bad_photos(cfg: Config, loader: str, unreadable: str) -> None:
+    """Lets a detector's loader go on at a photo that cannot be read, see :class:`ccop_mm.datasets.LoadReadableImage`.
+
+    It is done here, not in the config files: mmdet's inferencers look for ``LoadImageFromFile`` in the test pipeline,
+    also in the config that a checkpoint carries. So a run changes the pipelines that it uses and no other.
+    """
+    if cfg.get('default_scope') != 'mmdet' or cfg.get(loader) is None:
+        return
+    cfg[loader] = copy.deepcopy(cfg[loader])  # the test loader is often the same object as that of validation
+    for dataset in _datasets(cfg[loader].get('dataset') or {}):
+        for step in dataset.get('pipeline') or []:
+            if step.get('type') in ('LoadImageFromFile', 'mmdet.LoadImageFromFile'):
+                step.update(type='LoadReadableImage', unreadable=unreadable)
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner that the config asks for: ``runner_type``, or mmengine's."""
     if 'runner_type' in cfg:
@@ -126,6 +142,8 @@ def train(cfg: Config) -> Runner:
     _check_data(cfg.get('train_dataloader'))
     _check_data(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
     fit_queues(cfg)
+    _tolerate_bad_photos(cfg, 'train_dataloader', 'redraw')
+    _tolerate_bad_photos(cfg, 'val_dataloader', 'blank')
     runner = build_runner(cfg)
     runner.train()
     last = Path(runner.work_dir) / 'last_checkpoint'
@@ -153,6 +171,7 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
             'this config has no test_dataloader: detectors are tested here, pre-training is inspected by tools/inspect/'
         )
     _check_data(cfg.test_dataloader, cfg.get('test_evaluator'))
+    _tolerate_bad_photos(cfg, 'test_dataloader', 'blank')
     cfg.load_from = checkpoint
     if results is None:
         return build_runner(cfg).test()

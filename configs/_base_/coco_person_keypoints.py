@@ -3,7 +3,7 @@ dataset_type = 'CocoKeypointDataset'
 data_root = 'data/coco/'
 
 train_pipeline = [
-    dict(type='LoadReadableImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadKeypointAnnotations'),
     # Detectron2's INPUT.MIN_SIZE_TRAIN.
     dict(
@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type='PackKeypointInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadReadableImage', unreadable='blank'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     # After the resize: figures show the truth in the original photo.
     dict(type='LoadKeypointAnnotations'),

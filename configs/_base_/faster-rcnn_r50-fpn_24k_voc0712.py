@@ -21,14 +21,14 @@ model = dict(
 
 # The shorter side from 480 to 800 in steps of 32, 800 at test.
 train_pipeline = [
-    dict(type='LoadReadableImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomChoiceResize', scales=[(1333, short) for short in range(480, 801, 32)], keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadReadableImage', unreadable='blank'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     # The evaluator reads the truth from 'instances'.

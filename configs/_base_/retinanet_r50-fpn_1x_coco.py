@@ -20,7 +20,7 @@ model = dict(
 
 # Detectron2's INPUT.MIN_SIZE_TRAIN; mmdet's 1x trains at 800 alone.
 train_pipeline = [
-    dict(type='LoadReadableImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='RandomChoiceResize',
@@ -31,11 +31,6 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
-# A photo that cannot be read has no detections; mmdet's loader would end the run.
-test_pipeline = _base_.test_pipeline
-test_pipeline[0] = dict(type='LoadReadableImage', unreadable='blank')
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=0.01))
 # The first one saves before it deletes; see docs/design.md.

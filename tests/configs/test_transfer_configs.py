@@ -390,14 +390,3 @@ def test_voc_evaluates_the_truth_as_perfect(form, voc, tmp_path):
     cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
     metrics = evaluate_truth(cfg.val_dataloader, cfg.val_evaluator)
     assert [metrics[f'coco/bbox_mAP{iou}'] for iou in ('', '_50', '_75')] == pytest.approx([1, 1, 1], abs=1e-3)
-
-
-@names(sorted((CONFIGS / 'transfer').glob('*/*.py')))
-def test_a_photo_that_cannot_be_read_ends_nothing(path):
-    cfg = Config.fromfile(path)
-    assert cfg.test_dataloader
-    for loader, unreadable in (('train', 'redraw'), ('val', 'blank'), ('test', 'blank')):
-        dataset = (cfg[f'{loader}_dataloader'] or dict(dataset=dict(datasets=[])))['dataset']
-        for part in dataset.get('datasets', [dataset]):
-            first = {'unreadable': 'redraw', **part.pipeline[0]}
-            assert (first['type'], first['unreadable']) == ('LoadReadableImage', unreadable)

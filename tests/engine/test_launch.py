@@ -14,6 +14,8 @@ from ccop_mm.errors import InputError
 from ccop_mm.proposals.sources import image_id_of
 from ccop_mm.proposals.store import ProposalStore
 
+ROOT = Path(__file__).resolve().parents[2]
+
 CONFIG = """
 default_scope = 'mmselfsup'
 custom_imports = dict(imports=['ccop_mm'])
@@ -284,3 +286,23 @@ def test_a_slip_in_a_config_is_one_line(tmp_path, slip):
     with pytest.raises(InputError, match=r'slip\.py cannot be read as a config: \w+Error') as caught:
         launch.load_config(arguments(tmp_path / 'slip.py'))
     assert '\n' not in str(caught.value)
+
+
+def test_a_photo_that_cannot_be_read_ends_no_run_of_a_detector():
+    path = ROOT / 'configs/transfer/mask_rcnn/mask-rcnn_r50-fpn_random_1x_coco.py'
+    cfg = Config.fromfile(path)
+    launch._tolerate_bad_photos(cfg, 'train_dataloader', 'redraw')
+    launch._tolerate_bad_photos(cfg, 'val_dataloader', 'blank')
+    firsts = {loader: cfg[f'{loader}_dataloader'].dataset.pipeline[0] for loader in ('train', 'val', 'test')}
+    assert (firsts['train']['type'], firsts['train']['unreadable']) == ('LoadReadableImage', 'redraw')
+    assert (firsts['val']['type'], firsts['val']['unreadable']) == ('LoadReadableImage', 'blank')
+    assert firsts['test']['type'] == 'LoadImageFromFile', "mmdet's inferencers look for it"
+    launch._tolerate_bad_photos(cfg, 'test_dataloader', 'blank')
+    assert cfg.test_dataloader.dataset.pipeline[0].unreadable == 'blank'
+    voc = Config.fromfile(ROOT / 'configs/transfer/faster_rcnn/faster-rcnn_r50-fpn_random_24k_voc0712.py')
+    launch._tolerate_bad_photos(voc, 'train_dataloader', 'redraw')
+    parts = voc.train_dataloader.dataset.datasets
+    assert [part.pipeline[0].type for part in parts] == ['LoadReadableImage'] * 2
+    pretraining = Config(dict(default_scope='mmselfsup', train_dataloader=None))
+    launch._tolerate_bad_photos(pretraining, 'train_dataloader', 'redraw')
+    assert pretraining.train_dataloader is None

@@ -31,7 +31,7 @@ def test_json_there_and_back(method):
 
 def test_json_of_the_first_release_and_of_others():
     first = {'mode': 'quality', 'min_area': 144.0, 'max_aspect': 3.0, 'merge_iou': 0.5, 'max_boxes': 100}
-    assert Rules.from_json(first) == Rules(mode='quality', max_side=0)
+    assert Rules.from_json(first) == Rules(mode='quality', engine='opencv', max_side=0)
     for values in ({}, {'method': 'imported'}):
         with pytest.raises(KeyError):
             Rules.from_json(values)

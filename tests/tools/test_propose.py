@@ -188,7 +188,8 @@ def run_as_script(arguments, log):
 
 def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(propose_tool, photos, tmp_path):
     out, partial, log = tmp_path / 'x.npz', tmp_path / 'x.npz.partial', tmp_path / 'log'
-    source = run_as_script((photos, '--out', out, '--workers', 1), log)
+    slow = ('--engine', 'opencv')
+    source = run_as_script((photos, '--out', out, '--workers', 1, *slow), log)
     child = multiprocessing.get_context('forkserver').Process(target=exec, args=(source, {}))
     child.start()
     end = time.monotonic() + 30
@@ -201,7 +202,7 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(propose_tool, photos, 
     assert not out.exists()
     lines = [line for line in log.read_text().splitlines() if line and not line.startswith('propose:')]
     assert lines == [f'interrupted: finished photos are kept in {partial}; repeat the command to go on']
-    code, stdout, _ = propose_tool(photos, '--out', out, '--workers', 1)
+    code, stdout, _ = propose_tool(photos, '--out', out, '--workers', 1, *slow)
     assert code == 0
     assert 'photos were finished before' in stdout
 

@@ -24,14 +24,14 @@ model = dict(
 
 scale = (256, 256)
 train_pipeline = [
-    dict(type='LoadReadableImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadKeypointAnnotations'),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackKeypointInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadReadableImage', unreadable='blank'),
+    dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scale, keep_ratio=True),
     dict(type='LoadKeypointAnnotations'),
     dict(type='PackKeypointInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
