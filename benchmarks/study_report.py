@@ -146,7 +146,9 @@ def knn_table(outcomes: list[Outcome]) -> str:
     ]
     for method, group in _by_method(outcomes).items():
         cells = [_spread([_read(one.knn[stage])['backbone@10'] for one in group]) for stage in stages]
-        embeddings = [report['embedding@10'] for one in group if 'embedding@10' in (report := _read(one.knn[stages[0]]))]
+        embeddings = [
+            report['embedding@10'] for one in group if 'embedding@10' in (report := _read(one.knn[stages[0]]))
+        ]
         lines.append(f'| {TITLES[method]} | {" | ".join(cells)} | {_spread(embeddings)} |')
     return '\n'.join(lines)
 

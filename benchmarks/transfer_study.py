@@ -82,7 +82,9 @@ class Study:
         self.epochs = epochs or self.setting.epochs
         for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
             if not (self.data / path).exists():
-                raise InputError(f'{self.data / path} does not exist; DATA needs annotations/train.json, val.json, train/, val/')
+                raise InputError(
+                    f'{self.data / path} does not exist; DATA needs annotations/train.json, val.json, train/, val/'
+                )
         self._content = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
         self._claim()
         photos = len(self._content['images'])
@@ -132,6 +134,10 @@ class Study:
         """The config of a method without data: its model."""
         return CONFIGS / f'{"mocov2" if method.startswith("mocov2") else "ccop"}_{self.name}.py'
 
+    def run_config(self, method: str, seed: int) -> Path:
+        """The config of a run, once :meth:`pretrain` has written it; of random weights the method's."""
+        return self.config(method) if method == 'random' else self.out / f'{method}-{seed}.py'
+
     def pretrain(self, method: str, seed: int) -> Path | None:
         """Pre-trains; returns the checkpoint, None for random weights."""
         if method == 'random':
@@ -176,12 +182,14 @@ class Study:
             settings['model'] = dict(queue_len=max(batch, round(wanted / batch) * batch))
         if method == 'image':
             dataset['num_proposals'] = 0
-        return demo._write_config(self.out / f'{method}-{seed}.py', self.config(method), {**settings, **changes})
+        return demo._write_config(self.run_config(method, seed), self.config(method), {**settings, **changes})
 
     def step_time(self, method: str, seed: int) -> float:
         """Median seconds of a training step, loading included: what wall-clock means on a machine that is shared."""
         self.pretrain(method, seed)
-        return statistics.median(row['time'] for row in demo.read_scalars(self.out / f'{method}-{seed}') if 'time' in row)
+        return statistics.median(
+            row['time'] for row in demo.read_scalars(self.out / f'{method}-{seed}') if 'time' in row
+        )
 
     def probe(self, method: str, seed: int) -> Outcome:
         """Pointing and kNN recall of a method."""
@@ -192,11 +200,18 @@ class Study:
         common = ['--annotations', self.data / 'annotations/val.json', '--images', self.data / 'val']
         common += ['--device', self.device, '--batch-size', 64, '--seed', seed]
         pointing, knn = folder / 'pointing.json', {}
-        tool = ['tools/inspect/pointing.py', self.config(method), *weights, *common, '--size', self.setting.view]
+        tool = [
+            'tools/inspect/pointing.py',
+            self.run_config(method, seed),
+            *weights,
+            *common,
+            '--size',
+            self.setting.view,
+        ]
         self.run_tool(f'pointing: {method}, seed {seed}', pointing, *tool, '--json', pointing)
         for stage in ('C4', 'C5'):
             knn[stage] = folder / f'knn_{stage}.json'
-            tool = ['tools/inspect/knn_recall.py', self.config(method), *weights, *common, '--stage', stage]
+            tool = ['tools/inspect/knn_recall.py', self.run_config(method, seed), *weights, *common, '--stage', stage]
             tool += ['--size', self.setting.knn_size, '--json', knn[stage]]
             self.run_tool(f'kNN recall on {stage}: {method}, seed {seed}', knn[stage], *tool)
         cost = {}
@@ -266,7 +281,11 @@ def export_backbone(checkpoint: Path, detector: Config, out: Path) -> None:
     state = read_state_dict(checkpoint)
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     wanted = load_model(Config(dict(model=detector.model.backbone, default_scope='mmdet'))).state_dict()
-    fault = {key for key in {*state, *wanted} if key not in state or key not in wanted or state[key].shape != wanted[key].shape}
+    fault = {
+        key
+        for key in {*state, *wanted}
+        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+    }
     if fault:
         raise InputError(f'{checkpoint}: its backbone does not fit the detector: {", ".join(sorted(fault)[:4])}')
     with atomic_write(out) as file:
@@ -275,7 +294,9 @@ def export_backbone(checkpoint: Path, detector: Config, out: Path) -> None:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('data', type=Path, help='folder with annotations/train.json, annotations/val.json, train/, val/')
+    parser.add_argument(
+        'data', type=Path, help='folder with annotations/train.json, annotations/val.json, train/, val/'
+    )
     parser.add_argument('--out', type=Path, required=True, help='folder for everything that is written')
     parser.add_argument('--setting', choices=SETTINGS, default='small', help='its size (default: %(default)s)')
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=DEFAULT_METHODS)

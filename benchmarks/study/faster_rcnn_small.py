@@ -15,7 +15,5 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[2]['scale'] = scale
 test_pipeline = _base_.test_pipeline
 test_pipeline[1]['scale'] = scale
-train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
-)
+train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))

@@ -3,6 +3,16 @@
 from .checkpoint_hook import SafeCheckpointHook
 from .curriculum_hook import SpatialCurriculumHook
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
+from .health_hook import TrainingHealthHook
+from .probe_hook import ProbeHook
 from .seed_hook import IterationSeedHook
 
-__all__ = ['FiniteLossHook', 'IterationSeedHook', 'NonFiniteLossError', 'SafeCheckpointHook', 'SpatialCurriculumHook']
+__all__ = [
+    'FiniteLossHook',
+    'IterationSeedHook',
+    'NonFiniteLossError',
+    'ProbeHook',
+    'SafeCheckpointHook',
+    'SpatialCurriculumHook',
+    'TrainingHealthHook',
+]

@@ -34,8 +34,6 @@ def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: part.to(torch.promote_types(part.dtype, torch.float32)) for name, part in maps.items()}
 
 
-
-
 def _stages(backbone: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     layers = [getattr(backbone, f'layer{number}', None) for number in range(1, 5)]
     if None in layers:

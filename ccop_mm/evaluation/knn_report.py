@@ -19,8 +19,8 @@ def knn_report(
         chunk_size (int): See :func:`ccop_mm.evaluation.knn_recall`.
 
     Returns:
-        dict[str, float]: ``num_objects``, ``num_classes``, ``chance``, and for each k the recalls ``backbone@k`` and, if
-        there are embeddings, ``embedding@k``, in [0, 1].
+        dict[str, float]: ``num_objects``, ``num_classes``, ``chance``, and for each k the recalls ``backbone@k`` and,
+        if there are embeddings, ``embedding@k``, in [0, 1].
 
     Raises:
         InputError: If there are fewer than two objects, or a feature is not finite.

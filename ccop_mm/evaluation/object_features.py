@@ -170,7 +170,7 @@ def _padded_shape(image: np.ndarray) -> tuple[int, int]:
 
 
 def _embed(model: nn.Module, images: tuple, boxes: tuple, stage: int) -> list[dict[str, Tensor]]:
-    """``backbone (n, C)`` and, if the model embeds objects, ``embedding (n, D)`` of each photo's n boxes, on the CPU."""
+    """``backbone (n, C)`` and, if the model has them, ``embedding (n, D)`` of each photo's n boxes, on the CPU."""
     device = next(model.parameters()).device
     inputs = torch.stack([_normalize(model.data_preprocessor, image, device) for image in images])  # (B, 3, H, W)
     counts = [len(part) for part in boxes]

@@ -164,8 +164,8 @@ def format_pointing_report(report: dict[str, float]) -> str:
     for level in [key.removesuffix('_low') for key in report if key.endswith('_low')]:
         interval = f'{100 * report[f"{level}_low"]:.1f} to {100 * report[f"{level}_high"]:.1f}'
         lines.append(f'{level:>9}{100 * report[level]:>10.1f}{interval:>18}')
-    lines.append(f'{"chance":>9}{100 * report["chance"]:>10.1f}   (the box\'s share of the view)')
-    lines.append(f'{"center":>9}{100 * report["center"]:>10.1f}   (always pointing at the view\'s center)')
+    lines.append(f"{'chance':>9}{100 * report['chance']:>10.1f}   (the box's share of the view)")
+    lines.append(f"{'center':>9}{100 * report['center']:>10.1f}   (always pointing at the view's center)")
     return '\n'.join(lines)
 
 

@@ -193,7 +193,9 @@ def _point(model: nn.Module, batch, levels: tuple[str, ...], max_share: float) -
     boxes = [torch.cat([views.boxes[side] for _, views in batch]).float() for side in (0, 1)]
     view_shape = batch[0][1].images[0].shape[:2]
     maps = [
-        feature_maps(model, normalize_views(model.data_preprocessor, [views.images[side] for _, views in batch], device))
+        feature_maps(
+            model, normalize_views(model.data_preprocessor, [views.images[side] for _, views in batch], device)
+        )
         for side in (0, 1)
     ]
     results = []
@@ -222,7 +224,5 @@ def _join(parts: list[PointingResult]) -> PointingResult:
         return PointingResult()
     return PointingResult(
         hits={level: np.concatenate([part.hits[level] for part in parts]) for level in parts[0].hits},
-        **{
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in ('share', 'center', 'photo')
-        },
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ('share', 'center', 'photo')},
     )

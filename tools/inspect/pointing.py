@@ -59,7 +59,11 @@ def main(argv=None):
     if other is not None:
         print(f'better than {args.against} by, in points (95 % interval):')
         for level in [level for level in result.hits if level in other.hits]:
-            print('{:>9}{:>+10.1f}   {:+.1f} to {:+.1f}'.format(level, *(100 * x for x in result.difference(other, level))))
+            print(
+                '{:>9}{:>+10.1f}   {:+.1f} to {:+.1f}'.format(
+                    level, *(100 * x for x in result.difference(other, level))
+                )
+            )
 
 
 if __name__ == '__main__':
