@@ -39,8 +39,8 @@ class TrainingHealthHook(Hook):
     - a queue that is full of the same images, so that most negatives are a photo's own keys.
 
     Every ``interval`` iterations it reads what has been logged by then, and the keys; nothing waits for the device in
-    between. The ranks and the spread of the keys are logged (``train/rank_image`` and so on), for
-    ``tools/inspect/training_report.py``.
+    between. The rank and the spread of the keys and the age of the oldest, in iterations, are logged
+    (``train/rank_image`` and so on), for ``tools/inspect/training_report.py``.
 
     Args:
         interval (int): Iterations between two looks.
@@ -94,15 +94,21 @@ class TrainingHealthHook(Hook):
 
     def _due(self, runner: Runner, name: str) -> bool:
         """Whether the queue has been filled once and the beginning is over."""
-        photos = (runner.iter + 1) * (runner.train_dataloader.batch_size or 1) * get_world_size()
-        per_photo = 1 if name == 'image' else self._mean(runner, 'objects_per_image') or 0
-        return runner.iter + 1 >= self.patience * runner.max_iters and photos * per_photo >= len(self._queues[name])
+        enqueued = (runner.iter + 1) * self._keys_per_step(runner, name)
+        return runner.iter + 1 >= self.patience * runner.max_iters and enqueued >= len(self._queues[name])
+
+    def _keys_per_step(self, runner: Runner, name: str) -> float:
+        photos = (runner.train_dataloader.batch_size or 1) * get_world_size()
+        return photos * (1 if name == 'image' else self._mean(runner, 'objects_per_image') or 0)
 
     def _look_at_keys(self, runner: Runner, name: str) -> None:
         keys = newest_keys(self._queues[name], NUM_KEYS)
         rank, spread = effective_rank(keys).item(), embedding_spread(keys).item()
         runner.message_hub.update_scalar(f'train/rank_{name}', rank)
         runner.message_hub.update_scalar(f'train/spread_{name}', spread)
+        per_step = self._keys_per_step(runner, name)
+        if per_step:
+            runner.message_hub.update_scalar(f'train/age_{name}', len(self._queues[name]) / per_step)
         if not self._due(runner, name):
             return
         ranks = self._ranks.setdefault(name, [])
