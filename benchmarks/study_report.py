@@ -84,7 +84,8 @@ def pointing_table(outcomes: list[Outcome]) -> str:
     levels = _levels(pooled)
     first = next(iter(reports.values()))
     lines = [
-        f'Box-query pointing accuracy in %, {first["num_objects"]} queries in {first["num_photos"]} photos, '
+        f'Box-query pointing accuracy in %, {first["num_queries"]} queries for {first["num_objects"]} objects of '
+        f'{first["num_photos"]} photos, '
         f'95 % interval; chance {100 * first["chance"]:.1f}, always the center {100 * first["center"]:.1f}',
         '',
         f'| method | epochs | s a step | {" | ".join(levels)} |',
@@ -168,7 +169,8 @@ def ap_table(outcomes: list[Outcome]) -> str:
         cells = []
         for share in shares:
             metrics = [_read(one.ap[share]) for one in group if share in one.ap]
-            ap, ap50 = ([metric[f'coco/bbox_{name}'] for metric in metrics] for name in ('mAP', 'mAP_50'))
+            # A detector that finds nothing at all has no metrics.
+            ap, ap50 = ([metric.get(f'coco/bbox_{name}', 0.0) for metric in metrics] for name in ('mAP', 'mAP_50'))
             cells.append(f'{_spread(ap)} ({_spread(ap50)})' if metrics else '-')
         lines.append(f'| {TITLES[method]} | {" | ".join(cells)} |')
     return '\n'.join(lines)

@@ -207,6 +207,8 @@ class Study:
             *common,
             '--size',
             self.setting.view,
+            '--repeats',
+            4,
         ]
         self.run_tool(f'pointing: {method}, seed {seed}', pointing, *tool, '--json', pointing)
         for stage in ('C4', 'C5'):

@@ -88,25 +88,29 @@ def pointing_hits(similarity: Tensor, inside: Tensor) -> Tensor:
 
 @dataclass
 class PointingResult:
-    """What each object scored; objects in the order of the photos.
+    """What each query scored; an object may be asked for several times, in several pairs of views.
 
     Attributes:
         hits (dict[str, np.ndarray]): Per level ``(N,)`` in [0, 1]: 1 where the maximum lies in the box.
         share (np.ndarray): ``(N,)``, the box's share of the view, which a random point would score.
         center (np.ndarray): ``(N,)``, 1 where the box holds the view's center: what always pointing there would score.
-        photo (np.ndarray): ``(N,)``, which photo an object is of. Objects of one photo are not independent.
+        photo (np.ndarray): ``(N,)``, which photo a query is of. Queries of one photo are not independent.
+        row (np.ndarray): ``(N,)``, which of its photo's objects.
     """
 
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     share: np.ndarray = field(default_factory=lambda: np.zeros(0))
     center: np.ndarray = field(default_factory=lambda: np.zeros(0))
     photo: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def report(self, confidence: float = 0.95) -> dict[str, float]:
-        """The numbers, flat, as a logger takes them: ``num_objects``, ``num_photos``, ``chance``, ``center`` and, for
-        each level such as C4, ``C4`` with its confidence interval ``C4_low`` and ``C4_high``; all in [0, 1]."""
+        """The numbers, flat, as a logger takes them: ``num_queries``, ``num_objects``, ``num_photos``; ``chance``,
+        ``center`` and, for each level such as C4, ``C4`` with its confidence interval ``C4_low`` and ``C4_high``, all
+        in [0, 1]."""
         report = {
-            'num_objects': len(self.share),
+            'num_queries': len(self.share),
+            'num_objects': len(np.unique(np.stack([self.photo, self.row]), axis=1).T),
             'num_photos': len(np.unique(self.photo)),
             'chance': float(self.share.mean()),
             'center': float(self.center.mean()),
@@ -158,7 +162,8 @@ def bootstrap_interval(
 def format_pointing_report(report: dict[str, float]) -> str:
     """A report as a table in per cent, for the terminal; no trailing newline."""
     lines = [
-        f'box-query pointing in %, {report["num_objects"]} objects of {report["num_photos"]} photos',
+        f'box-query pointing in %, {report["num_queries"]} queries for {report["num_objects"]} objects of '
+        f'{report["num_photos"]} photos',
         f'{"level":>9}{"accuracy":>10}{"95 % interval":>18}',
     ]
     for level in [key.removesuffix('_low') for key in report if key.endswith('_low')]:
@@ -171,7 +176,7 @@ def format_pointing_report(report: dict[str, float]) -> str:
 
 def write_pointing_result(result: PointingResult, path: str | Path) -> None:
     """Writes the report and every object's hits as json, whole or not at all."""
-    objects = {name: getattr(result, name).tolist() for name in ('share', 'center', 'photo')}
+    objects = {name: getattr(result, name).tolist() for name in ('share', 'center', 'photo', 'row')}
     objects['hits'] = {level: hits.tolist() for level, hits in result.hits.items()}
     with atomic_write(path, 'w') as file:
         json.dump({'report': result.report(), 'objects': objects}, file, indent=1)
@@ -190,6 +195,7 @@ def read_pointing_result(path: str | Path) -> PointingResult:
             share=np.array(objects['share'], np.float64),
             center=np.array(objects['center'], np.float64),
             photo=np.array(objects['photo'], np.int64),
+            row=np.array(objects['row'], np.int64),
         )
     except FileNotFoundError:
         raise InputError(f'{path}: no such file; tools/inspect/pointing.py --json writes one') from None

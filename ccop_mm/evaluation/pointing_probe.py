@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import TRANSFORMS
@@ -33,10 +34,12 @@ class ObjectViews:
     Attributes:
         images (tuple): Query and key view, each (h, w, 3) uint8 BGR.
         boxes (tuple): Query and key boxes, each (n, 4) xyxy in pixels, the same objects row by row.
+        rows (Tensor): (n,), which of the photo's objects each row is.
     """
 
     images: tuple[np.ndarray, np.ndarray]
     boxes: tuple[Tensor, Tensor]
+    rows: Tensor
 
 
 class ViewDrawer:
@@ -52,24 +55,16 @@ class ViewDrawer:
     def __init__(self, size: int = 224, seed: int = 0) -> None:
         self.seed = seed
         jitter = dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+        grey = dict(type='RandomGrayscale', prob=0.2, keep_channels=True, channel_weights=(0.114, 0.587, 0.2989))
+        steps = [
+            dict(type='ObjectResizedCrop', size=size, scale=(0.2, 1.0)),
+            dict(type='RandomApply', transforms=[jitter], prob=0.8),
+            grey,
+            dict(type='RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
+            dict(type='ObjectFlip', prob=0.5),
+        ]
         with DefaultScope.overwrite_default_scope('mmselfsup'):
-            self._views = TRANSFORMS.build(
-                dict(
-                    type='TwoObjectViews',
-                    transforms=[
-                        dict(type='ObjectResizedCrop', size=size, scale=(0.2, 1.0)),
-                        dict(type='RandomApply', transforms=[jitter], prob=0.8),
-                        dict(
-                            type='RandomGrayscale',
-                            prob=0.2,
-                            keep_channels=True,
-                            channel_weights=(0.114, 0.587, 0.2989),
-                        ),
-                        dict(type='RandomGaussianBlur', sigma_min=0.1, sigma_max=2.0, prob=0.5),
-                        dict(type='ObjectFlip', prob=0.5),
-                    ],
-                )
-            )
+            self._view = Compose([TRANSFORMS.build(step) for step in steps])
 
     def draw(self, image: np.ndarray, boxes: np.ndarray, index: int, repeat: int = 0) -> ObjectViews:
         """Two views of photo number ``index``, the same for the same arguments.
@@ -84,10 +79,12 @@ class ViewDrawer:
             img=image, img_shape=image.shape[:2], proposals=boxes, proposal_ids=np.arange(len(boxes), dtype=np.int64)
         )
         with drawing_from(SampleKey(self.seed, repeat, index)):
-            results = self._views(results)
+            views = [self._view(dict(results)) for _ in range(2)]
+        common, *rows = np.intersect1d(*(view['proposal_ids'] for view in views), return_indices=True)
         return ObjectViews(
-            images=tuple(results['img']),
-            boxes=(torch.from_numpy(results['boxes_q']), torch.from_numpy(results['boxes_k'])),
+            images=tuple(view['img'] for view in views),
+            boxes=tuple(torch.from_numpy(view['proposals'][row]) for view, row in zip(views, rows, strict=True)),
+            rows=torch.from_numpy(common),
         )
 
 
@@ -106,10 +103,10 @@ def measure_pointing(
 ) -> PointingResult:
     """Draws two views of each photo, queries one with the objects of the other, and notes who is hit.
 
-    Both directions are asked, so a pair of views gives an object two queries. Objects that fill more than ``max_share``
-    of the view that is pointed into are left out, and so are those that a view clips by more than 40 % or shows under
-    12 pixels a side, as in pre-training. Photos that cannot be read are skipped. Memory does not grow with the number
-    of photos but for some 100 bytes an object.
+    Both directions are asked, so a pair of views gives an object two queries at most. Objects that fill more than
+    ``max_share`` of the view that is pointed into are left out, and so are those that a view clips by more than 40 % or
+    shows on less than 12^2 pixels, as in pre-training. Photos that cannot be read are skipped. Memory does not
+    grow with the number of photos but for some 100 bytes a query.
 
     Args:
         model (nn.Module): See :func:`ccop_mm.evaluation.feature_maps.feature_maps`; it also needs a
@@ -190,6 +187,7 @@ def _point(model: nn.Module, batch, levels: tuple[str, ...], max_share: float) -
     numbers = torch.tensor([number for number, _ in batch])
     counts = torch.tensor([len(views.boxes[0]) for _, views in batch])
     batch_index = torch.repeat_interleave(torch.arange(len(batch)), counts)
+    rows = torch.cat([views.rows for _, views in batch])
     boxes = [torch.cat([views.boxes[side] for _, views in batch]).float() for side in (0, 1)]
     view_shape = batch[0][1].images[0].shape[:2]
     maps = [
@@ -214,7 +212,9 @@ def _point(model: nn.Module, batch, levels: tuple[str, ...], max_share: float) -
         center_x, center_y = view_shape[1] / 2, view_shape[0] / 2
         center = (x1 <= center_x) & (center_x < x2) & (y1 <= center_y) & (center_y < y2)
         results.append(
-            PointingResult(hits, share[keep].double().numpy(), center.double().numpy(), numbers[index].numpy())
+            PointingResult(
+                hits, share[keep].double().numpy(), center.double().numpy(), numbers[index].numpy(), rows[keep].numpy()
+            )
         )
     return results
 
@@ -224,5 +224,8 @@ def _join(parts: list[PointingResult]) -> PointingResult:
         return PointingResult()
     return PointingResult(
         hits={level: np.concatenate([part.hits[level] for part in parts]) for level in parts[0].hits},
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ('share', 'center', 'photo')},
+        **{
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ('share', 'center', 'photo', 'row')
+        },
     )

@@ -160,13 +160,14 @@ def result(seed=0, gain=0.0, count=50):
         share=rng.random(count) * 0.4,
         center=(rng.random(count) < 0.5).astype(float),
         photo=np.arange(count) // 2,
+        row=np.zeros(count, np.int64),
     )
 
 
 def test_report_and_table():
     one = result()
     report = one.report()
-    assert report['num_objects'] == 50 and report['num_photos'] == 25
+    assert (report['num_queries'], report['num_objects'], report['num_photos']) == (50, 25, 25)
     assert report['chance'] == pytest.approx(one.share.mean())
     assert report['center'] == pytest.approx(one.center.mean())
     assert report['C4'] == pytest.approx(one.hits['C4'].mean())

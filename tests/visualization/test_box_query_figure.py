@@ -40,7 +40,7 @@ class SameView(ViewDrawer):
         super().__init__(SIZE)
 
     def draw(self, image, boxes, index, repeat=0):
-        return ObjectViews((image, image), (torch.from_numpy(boxes), torch.from_numpy(boxes)))
+        return ObjectViews((image, image), (torch.from_numpy(boxes),) * 2, torch.arange(len(boxes)))
 
 
 @pytest.fixture
