@@ -228,11 +228,22 @@ class Study:
 
     def detect(self, method: str, seed: int, share: int) -> Path:
         """Fine-tunes Faster R-CNN on ``share`` per cent of the labels and tests it; returns the metrics' file."""
+        name, config = f'{method}-{seed}-ap{share}', self.detector_config(method, seed, share)
+        work_dir = self.out / name
+        checkpoint, metrics = work_dir / f'epoch_{self.setting.detector_epochs[share]}.pth', work_dir / 'ap.json'
+        if not metrics.exists():
+            title = f'fine-tune: {method}, seed {seed}, {share} % of the labels'
+            self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume')
+        test = ['tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics]
+        self.run_tool(f'test: {method}, seed {seed}, {share} % of the labels', metrics, *test)
+        return metrics
+
+    def detector_config(self, method: str, seed: int, share: int) -> Path:
+        """Writes the config of a fine-tuning."""
         count = round(len(self._content['images']) * share / 100)
         train = self.subset(count, seed, labelled=True)
         epochs = self.setting.detector_epochs[share]
         base = CONFIGS / f'faster_rcnn_{self.name}.py'
-        name = f'{method}-{seed}-ap{share}'
         classes = tuple(category['name'] for category in self._content['categories'])
         data = dict(data_root='', metainfo=dict(classes=classes))
         val = self.data / 'annotations/val.json'
@@ -249,15 +260,7 @@ class Study:
             'train_cfg': dict(max_epochs=epochs),
             'randomness': dict(seed=seed),
         }
-        config = demo._write_config(self.out / f'{name}.py', base, settings)
-        work_dir = self.out / name
-        checkpoint, metrics = work_dir / f'epoch_{epochs}.pth', work_dir / 'ap.json'
-        title = f'fine-tune: {method}, seed {seed}, {share} % of the labels'
-        if not metrics.exists():
-            self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume')
-        test = ['tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics]
-        self.run_tool(f'test: {method}, seed {seed}, {share} % of the labels', metrics, *test)
-        return metrics
+        return demo._write_config(self.out / f'{method}-{seed}-ap{share}.py', base, settings)
 
     def _initialize(self, method: str, seed: int, detector: Path) -> dict:
         """What the detector's config says of its weights."""
@@ -268,7 +271,7 @@ class Study:
             return dict(init_cfg=dict(type='mmselfsup.CCOPPretrained', checkpoint=str(checkpoint)))
         backbone = self.out / f'{method}-{seed}' / 'backbone.pth'
         export_backbone(checkpoint, Config.fromfile(detector), backbone)
-        return dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=str(backbone))))
+        return dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=str(backbone))))
 
 
 def export_backbone(checkpoint: Path, detector: Config, out: Path) -> None:

@@ -81,6 +81,33 @@ def test_backbones_that_do_not_fit_are_refused(study, tmp_path):
     assert not (tmp_path / 'cut_backbone.pth').exists()
 
 
+@pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
+def test_detectors_start_from_the_weights_they_should(study, data, tmp_path, monkeypatch, method):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    checkpoint = None
+    if method != 'random':
+        torch.manual_seed(1)
+        pretrained = load_model(study.CONFIGS / f'{method}_small.py', seed=7)
+        checkpoint = tmp_path / 'out' / f'{method}-0' / 'epoch_1.pth'
+        checkpoint.parent.mkdir()
+        torch.save({'state_dict': pretrained.state_dict()}, checkpoint)
+    monkeypatch.setattr(one, 'pretrain', lambda *_: checkpoint)
+    config = Config.fromfile(one.detector_config(method, 0, 10))
+    assert len(json.loads(Path(config.train_dataloader.dataset.ann_file).read_text())['images']) == 8
+    config.default_scope = 'mmdet'
+    detector = load_model(config, seed=3)
+    assert detector.roi_head.bbox_head.num_classes == 1
+    same = {
+        part: all(
+            torch.equal(value, pretrained.state_dict()[f'{part}.{key}'])
+            for key, value in detector.get_submodule(part).state_dict().items()
+        )
+        for part in ('backbone', 'neck')
+        if checkpoint and hasattr(pretrained.get_submodule(part), 'lateral_convs' if part == 'neck' else 'conv1')
+    }
+    assert same == {'random': {}, 'mocov2': {'backbone': True}, 'ccop': {'backbone': True, 'neck': True}}[method]
+
+
 def test_finished_steps_are_not_run_again(study, data, tmp_path):
     one = study.Study(data, tmp_path / 'out', 'small')
     done = tmp_path / 'out' / 'done.json'
