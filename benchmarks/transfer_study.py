@@ -11,6 +11,7 @@ came of it.
 """
 
 import argparse
+import fcntl
 import json
 import random
 import shlex
@@ -91,7 +92,13 @@ class Study:
         self.photos = min(photos, self.setting.photos or photos)
 
     def _claim(self) -> None:
-        """Refuses a folder in which another study was begun."""
+        """Refuses a folder in which another study was begun, or in which one is running."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.out / 'lock', 'w')  # noqa: SIM115  held, and let go by the system when the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f'a study is running in {self.out}; wait for it, or name another --out') from None
         mine, file = dict(data=str(self.data), setting=self.name, epochs=self.epochs), self.out / 'study.json'
         if file.is_file() and json.loads(file.read_text(encoding='utf-8')) != mine:
             raise InputError(f'{self.out} holds another study ({file.read_text().strip()}); name another --out')

@@ -120,8 +120,10 @@ def test_finished_steps_are_not_run_again(study, data, tmp_path):
 
 
 def test_a_folder_of_another_study_is_refused(study, data, tmp_path):
-    study.Study(data, tmp_path / 'out', 'small')
-    study.Study(data, tmp_path / 'out', 'small')
+    one = study.Study(data, tmp_path / 'out', 'small')
+    with pytest.raises(InputError, match='a study is running in'):
+        study.Study(data, tmp_path / 'out', 'small')
+    one._lock.close()
     with pytest.raises(InputError, match='holds another study'):
         study.Study(data, tmp_path / 'out', 'small', epochs=3)
     with pytest.raises(InputError, match='val does not exist'):
