@@ -1,6 +1,6 @@
 """Does CCOP learn, and more than MoCo v2? Methods x seeds on annotated photos, from pre-training to box AP.
 
-    python benchmarks/transfer_study.py DATA --out work_dirs/study            # small: under 20 minutes on 2 cores
+    python benchmarks/transfer_study.py DATA --out work_dirs/study            # small: docs/results.md has the times
     python benchmarks/transfer_study.py DATA --out work_dirs/study --labels 10       # and box AP on 10 % of the labels
     python benchmarks/transfer_study.py DATA --out work_dirs/full --setting full --seeds 0 1 2 --labels 10 100 # a GPU
 

@@ -114,7 +114,7 @@ def _draw_panel(axes, log: Log, panel: Panel) -> None:
             marker=marker, markersize=2.5, label=label,
         )  # fmt: skip
     axes.set_title(panel.title, fontsize=8, pad=3)
-    axes.tick_params(labelsize=6)
+    axes.tick_params(which='both', labelsize=6)
     axes.spines[['top', 'right']].set_visible(False)
     values = np.concatenate([log[name][1] for name, _ in shown])
     if panel.log_scale and (values > 0).all():
