@@ -9,7 +9,12 @@ default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='IterationSeedHook'),
 )
-custom_hooks = [dict(type='SpatialCurriculumHook'), dict(type='FiniteLossHook'), dict(type='ViewStatisticsHook')]
+custom_hooks = [
+    dict(type='SpatialCurriculumHook'),
+    dict(type='FiniteLossHook'),
+    dict(type='TrainingHealthHook'),
+    dict(type='ViewStatisticsHook'),
+]
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every batch has the same shape

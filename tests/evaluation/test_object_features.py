@@ -161,3 +161,33 @@ def test_bad_arguments(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match='device cuda cannot be used'):
             extract_object_features(ColorModel(), path, tmp_path, device='cuda')
+
+
+class NoPyramid(RandomNet):
+    """A backbone alone, as mmselfsup's MoCo has it."""
+
+    embed_objects = property()
+    neck = None
+
+
+def test_a_model_without_embeddings_has_backbone_features_alone(tmp_path):
+    path = write_photos(tmp_path, random_specs(6, [(64, 96), (80, 100)]))
+    bare = extract_object_features(NoPyramid(), path, tmp_path, size=64)
+    whole = extract_object_features(RandomNet(), path, tmp_path, size=64)
+    assert set(bare) == {'backbone', 'labels'}
+    torch.testing.assert_close(bare['backbone'], whole['backbone'])
+
+
+def test_fewer_objects_are_whole_photos_drawn_with_a_seed(tmp_path):
+    path = write_photos(tmp_path, random_specs(7, [(64, 96)] * 10))  # two objects each
+    whole = extract_object_features(RandomNet(), path, tmp_path, size=64)
+    some = [extract_object_features(RandomNet(), path, tmp_path, size=64, max_objects=7, seed=s) for s in (0, 0, 1, 2)]
+    for part in some:
+        assert len(part['labels']) == 8  # the photo that reaches 7 is taken whole
+        assert len(set((part['labels'] // 10).tolist())) == 4
+        rows = [whole['labels'].tolist().index(label) for label in part['labels'].tolist()]
+        assert rows == sorted(rows)
+        torch.testing.assert_close(part['backbone'], whole['backbone'][rows])
+    assert torch.equal(some[0]['labels'], some[1]['labels'])
+    assert len({tuple(part['labels'].tolist()) for part in some}) > 1
+    assert len(extract_object_features(RandomNet(), path, tmp_path, size=64, max_objects=20)['labels']) == 20

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ccop_mm.datasets.scenes import write_scenes
-from ccop_mm.evaluation import extract_object_features, knn_report, load_model
+from ccop_mm.evaluation import extract_object_features, knn_report, load_model, measure_pointing
 from ccop_mm.proposals import ProposalStore
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'inspect'
@@ -90,3 +90,64 @@ def test_curriculum(folder, capsys):
     with pytest.raises(SystemExit):
         run('curriculum', folder / 'absent.npz', '--images', folder, '--out', out)
     assert 'absent.npz' in capsys.readouterr().err
+
+
+def options(folder, *more):
+    annotations, images = folder / 'annotations' / 'instances_val.json', folder / 'images'
+    return ('--annotations', annotations, '--images', images, '--size', 64, *more)
+
+
+def test_pointing(folder, capsys):
+    run('pointing', folder / 'config.py', *options(folder, '--seed', 3, '--json', folder / 'random.json'))
+    table = capsys.readouterr().out.splitlines()
+    model = load_model(folder / 'config.py', seed=3)
+    annotations, images = folder / 'annotations' / 'instances_val.json', folder / 'images'
+    expected = measure_pointing(model, annotations, images, size=64).report()
+    assert json.loads((folder / 'random.json').read_text())['report'] == pytest.approx(expected)
+    assert [line.split()[0] for line in table[2:]] == ['C3', 'C4', 'C5', 'P2', 'P3', 'P4', 'P5', 'chance', 'center']
+    assert table[2].split()[1] == f'{100 * expected["C3"]:.1f}'
+
+    torch.save({'state_dict': model.state_dict()}, folder / 'model.pth')
+    run('pointing', folder / 'config.py', folder / 'model.pth', *options(folder, '--against', folder / 'random.json'))
+    rows = capsys.readouterr().out.splitlines()[-7:]
+    assert [row.split() for row in rows] == [
+        [level, '+0.0', '+0.0', 'to', '+0.0'] for level in ('C3', 'C4', 'C5', 'P2', 'P3', 'P4', 'P5')
+    ]
+
+
+def test_stage_and_fewer_objects(folder):
+    run('knn_recall', folder / 'config.py', *options(folder, '--json', folder / 'c5.json'))
+    run('knn_recall', folder / 'config.py', *options(folder, '--stage', 'C3', '--json', folder / 'c3.json'))
+    run('knn_recall', folder / 'config.py', *options(folder, '--max-objects', 6, '--json', folder / 'six.json'))
+    c5, c3, six = (json.loads((folder / f'{name}.json').read_text()) for name in ('c5', 'c3', 'six'))
+    assert c3['embedding@5'] == c5['embedding@5'] and c3['backbone@5'] != c5['backbone@5']
+    assert 6 <= six['num_objects'] < c5['num_objects']
+
+
+def test_tsne(folder, capsys):
+    run('tsne', folder / 'config.py', *options(folder, '--out', folder / 'a.png', '--perplexity', 3))
+    objects = len(json.loads((folder / 'annotations' / 'instances_val.json').read_text())['annotations'])
+    assert capsys.readouterr().out == f'{objects} objects drawn: {folder / "a.png"}\n'
+    assert Image.open(folder / 'a.png').size[0] == 1432
+    with pytest.raises(SystemExit):
+        run('tsne', folder / 'config.py', *options(folder, '--out', folder / 'a.gif'))
+
+
+def test_box_query(folder, capsys):
+    run('box_query', folder / 'config.py', *options(folder, '--out', folder / 'a.png', '--num', 2, '--levels', 'C4'))
+    assert capsys.readouterr().out == f'2 objects drawn: {folder / "a.png"}\n'
+    assert Image.open(folder / 'a.png').size[0] == 1432
+
+
+def test_training_report_and_curves(folder, capsys):
+    log = folder / 'run' / '20260101_000000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(''.join(json.dumps(dict(step=n, loss=9 / n, zeta=0.1 * n, beta=0.5)) + '\n' for n in (1, 2, 3)))
+    run('training_report', folder / 'run', '--out', folder / 'report.svg')
+    assert capsys.readouterr().out == f'3 iterations drawn: {folder / "report.svg"}\n'
+    run('curriculum', '--work-dir', folder / 'run', '--out', folder / 'curves.png')
+    assert Image.open(folder / 'curves.png').size[0] == 1432
+    for bad in (('--work-dir', folder / 'run', 'proposals.npz'), ('proposals.npz',), ()):
+        with pytest.raises(SystemExit):
+            run('curriculum', *bad, '--out', folder / 'curves.png')
+        assert 'give either a proposals file and --images, or --work-dir' in capsys.readouterr().err

@@ -9,6 +9,7 @@ import json
 
 from ccop_mm.errors import exit_on_input_error
 from ccop_mm.evaluation import extract_object_features, format_knn_report, knn_report, load_model
+from ccop_mm.evaluation.feature_maps import STAGES
 from ccop_mm.fileio import atomic_write
 
 
@@ -20,6 +21,10 @@ def parse_args(argv=None):
     parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint; random weights without it')
     parser.add_argument('--annotations', required=True, help='COCO json with boxes')
     parser.add_argument('--images', required=True, help='folder that its file names are relative to')
+    parser.add_argument(
+        '--stage', choices=STAGES, default='C5', help='where the backbone feature is pooled (default: %(default)s)'
+    )
+    parser.add_argument('--max-objects', type=int, help='use a random subset of the photos with about so many objects')
     parser.add_argument('--size', type=int, default=224, help='short side of a photo in pixels (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='photos a batch (default: %(default)s)')
     parser.add_argument('--device', default='cpu', help='e.g. cuda (default: %(default)s)')
@@ -33,7 +38,14 @@ def main(argv=None):
     args = parse_args(argv)
     model = load_model(args.config, args.checkpoint, args.seed)
     features = extract_object_features(
-        model, args.annotations, args.images, size=args.size, batch_size=args.batch_size, device=args.device
+        model,
+        args.annotations,
+        args.images,
+        size=args.size,
+        batch_size=args.batch_size,
+        device=args.device,
+        stage=STAGES.index(args.stage),
+        max_objects=args.max_objects,
     )
     report = knn_report(features)
     print(format_knn_report(report))

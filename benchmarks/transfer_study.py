@@ -1,0 +1,340 @@
+"""Does CCOP learn, and more than MoCo v2? Methods x seeds on annotated photos, from pre-training to box AP.
+
+    python benchmarks/transfer_study.py DATA --out work_dirs/study            # small: docs/results.md has the times
+    python benchmarks/transfer_study.py DATA --out work_dirs/study --labels 10       # and box AP on 10 % of the labels
+    python benchmarks/transfer_study.py DATA --out work_dirs/full --setting full --seeds 0 1 2 --labels 10 100 # a GPU
+
+DATA holds annotations/train.json and annotations/val.json (COCO format) and the photos in train/ and val/. Pre-training
+sees the photos of train/ without labels; everything is measured on val/. A study that was killed goes on where it was
+when the same command is repeated. OUT/commands.txt has every command that was run, OUT/results.md and results.png what
+came of it.
+"""
+
+import argparse
+import fcntl
+import json
+import random
+import shlex
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from study_report import Outcome, write_report
+
+from ccop_mm import demo
+from ccop_mm.errors import InputError, exit_on_input_error
+from ccop_mm.evaluation.load_model import load_model
+from ccop_mm.fileio import atomic_write
+from ccop_mm.weights.pretrained import read_state_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = Path(__file__).resolve().parent / 'study'
+#: What is compared, in the order of the table. ``random-bn`` has random weights and the batch statistics of an epoch:
+#: what a network knows from having seen the photos without learning. ``image`` is CCOP without proposals: its image
+#: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
+#: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
+METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'ccop')
+DEFAULT_METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'ccop')
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The size of a study.
+
+    Attributes:
+        photos (int, optional): Photos of train/ for pre-training; all of them if None.
+        epochs (int): Of CCOP's pre-training.
+        view (int): Side of a view in pixels, in pre-training and in the pointing probe.
+        knn_size (int): Short side of a photo in the kNN probe; a view covers 0.6 of a photo on average, so objects are
+            then as large as in pre-training.
+        detector_epochs (dict[int, int]): Epochs of fine-tuning by per cent of the labels.
+    """
+
+    photos: int | None
+    epochs: int
+    view: int
+    knn_size: int
+    detector_epochs: dict[int, int]
+
+
+SETTINGS = {
+    'small': Setting(1024, 25, 80, 96, {10: 12, 100: 6}),
+    'full': Setting(None, 200, 160, 208, {10: 48, 100: 24}),
+}
+
+
+class Study:
+    """Runs what is missing in its folder; every step leaves one file that says it is done.
+
+    Args:
+        data (Path): The annotated photos.
+        out (Path): Where everything goes.
+        name (str): Key of :data:`SETTINGS`; also the suffix of the configs.
+        epochs (int, optional): Instead of the setting's.
+        device (str): Of the probes.
+    """
+
+    def __init__(self, data: Path, out: Path, name: str, epochs: int | None = None, device: str = 'cpu') -> None:
+        self.data, self.out, self.name, self.device = data.resolve(), out.absolute(), name, device
+        self.setting = SETTINGS[name]
+        self.epochs = epochs or self.setting.epochs
+        for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
+            if not (self.data / path).exists():
+                raise InputError(
+                    f'{self.data / path} does not exist; DATA needs annotations/train.json, val.json, train/, val/'
+                )
+        self._content = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
+        self._claim()
+        photos = len(self._content['images'])
+        self.photos = min(photos, self.setting.photos or photos)
+
+    def _claim(self) -> None:
+        """Refuses a folder in which another study was begun, or in which one is running."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.out / 'lock', 'w')  # noqa: SIM115  held, and let go by the system when the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f'a study is running in {self.out}; wait for it, or name another --out') from None
+        mine, file = dict(data=str(self.data), setting=self.name, epochs=self.epochs), self.out / 'study.json'
+        if file.is_file() and json.loads(file.read_text(encoding='utf-8')) != mine:
+            raise InputError(f'{self.out} holds another study ({file.read_text().strip()}); name another --out')
+        with atomic_write(file, 'w') as handle:
+            json.dump(mine, handle)
+
+    def run_tool(self, title: str, done: Path, *command) -> None:
+        """Runs a tool of the project unless its result is there."""
+        if done.exists():
+            return
+        command = [str(part) for part in command]
+        with open(self.out / 'commands.txt', 'a', encoding='utf-8') as file:
+            file.write(f'python {shlex.join(command)}\n')
+        log = self.out / 'logs' / f'{done.parent.name}-{done.stem}.log'
+        demo.run_command(title, [sys.executable, ROOT / command[0], *command[1:]], log)
+        if not done.exists():
+            raise InputError(f'"{title}" ended without {done}; its output: {log}')
+
+    def subset(self, count: int, seed: int, labelled: bool) -> Path:
+        """A json with ``count`` photos of train/, drawn with a seed, with or without their annotations."""
+        path = self.out / 'data' / f'train_{count}_{f"labelled_{seed}" if labelled else "unlabelled"}.json'
+        if not path.exists():
+            images = sorted(self._content['images'], key=lambda image: image['id'])
+            kept = sorted(random.Random(seed).sample(images, count), key=lambda image: image['id'])
+            ids = {image['id'] for image in kept} if labelled else set()
+            annotations = [one for one in self._content['annotations'] if one['image_id'] in ids]
+            content = {'images': kept, 'annotations': annotations, 'categories': self._content['categories']}
+            with atomic_write(path, 'w') as file:
+                json.dump(content, file)
+        return path
+
+    def propose(self) -> Path:
+        """Proposals of the photos for pre-training."""
+        photos, out = self.subset(self.photos, 0, labelled=False), self.out / 'proposals.npz'
+        images = self.data / 'train'
+        self.run_tool('propose', out, 'tools/propose.py', photos, '--image-root', images, '--out', out, '--skip-bad')
+        return out
+
+    def config(self, method: str) -> Path:
+        """The config of a method without data: its model."""
+        return CONFIGS / f'{"mocov2" if method.startswith("mocov2") else "ccop"}_{self.name}.py'
+
+    def run_config(self, method: str, seed: int) -> Path:
+        """The config of a run, once :meth:`pretrain` has written it; of random weights the method's."""
+        return self.config(method) if method == 'random' else self.out / f'{method}-{seed}.py'
+
+    def pretrain(self, method: str, seed: int) -> Path | None:
+        """Pre-trains; returns the checkpoint, None for random weights."""
+        if method == 'random':
+            return None
+        epochs, changes = self.epochs, {}
+        if method == 'random-bn':
+            epochs, changes = 1, {'optim_wrapper': dict(optimizer=dict(lr=0.0))}
+        elif method == 'mocov2-time':
+            epochs = max(1, round(self.epochs * self.step_time('ccop', seed) / self.step_time('mocov2', seed)))
+        work_dir = self.out / f'{method}-{seed}'
+        config = self.pretrain_config(method, seed, epochs, changes)
+        checkpoint = work_dir / f'epoch_{epochs}.pth'
+        title = f'pre-train: {method}, seed {seed}, {epochs} epochs'
+        self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume')
+        return checkpoint
+
+    def pretrain_config(self, method: str, seed: int, epochs: int, changes: dict) -> Path:
+        """Writes the config of a run."""
+        proposals = self.propose()
+        dataset = dict(
+            data_root=None,
+            ann_file=str(self.subset(self.photos, 0, labelled=False)),
+            data_prefix=dict(img_path=f'{self.data / "train"}/'),
+            proposal_file=str(proposals),
+        )
+        base = Config.fromfile(self.config(method))
+        batch = base.train_dataloader.batch_size
+        if self.photos < batch:
+            raise InputError(f'{self.photos} photos are fewer than the {batch} of a step')
+        settings = {
+            'train_dataloader': dict(dataset=dataset),
+            'train_cfg': dict(max_epochs=epochs),
+            'param_scheduler': [
+                dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)
+            ],
+            'default_hooks': dict(checkpoint=dict(interval=max(1, epochs // 5))),
+            'randomness': dict(seed=seed),
+        }
+        if method.startswith('mocov2'):
+            # As CCOP's queue_len='auto': 55 % of an epoch, up to MoCo's multiple of the batch.
+            wanted = min(65536, 0.554 * self.photos)
+            settings['model'] = dict(queue_len=max(batch, round(wanted / batch) * batch))
+        if method == 'image':
+            dataset['num_proposals'] = 0
+        return demo._write_config(self.run_config(method, seed), self.config(method), {**settings, **changes})
+
+    def step_time(self, method: str, seed: int) -> float:
+        """Median seconds of a training step, loading included: what wall-clock means on a machine that is shared."""
+        self.pretrain(method, seed)
+        return statistics.median(
+            row['time'] for row in demo.read_scalars(self.out / f'{method}-{seed}') if 'time' in row
+        )
+
+    def probe(self, method: str, seed: int) -> Outcome:
+        """Pointing and kNN recall of a method."""
+        checkpoint = self.pretrain(method, seed)
+        folder = self.out / f'{method}-{seed}'
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = [checkpoint] if checkpoint else []
+        common = ['--annotations', self.data / 'annotations/val.json', '--images', self.data / 'val']
+        common += ['--device', self.device, '--batch-size', 64, '--seed', seed]
+        pointing, knn = folder / 'pointing.json', {}
+        tool = [
+            'tools/inspect/pointing.py',
+            self.run_config(method, seed),
+            *weights,
+            *common,
+            '--size',
+            self.setting.view,
+            '--repeats',
+            4,
+        ]
+        self.run_tool(f'pointing: {method}, seed {seed}', pointing, *tool, '--json', pointing)
+        for stage in ('C4', 'C5'):
+            knn[stage] = folder / f'knn_{stage}.json'
+            tool = ['tools/inspect/knn_recall.py', self.run_config(method, seed), *weights, *common, '--stage', stage]
+            tool += ['--size', self.setting.knn_size, '--json', knn[stage]]
+            self.run_tool(f'kNN recall on {stage}: {method}, seed {seed}', knn[stage], *tool)
+        cost = {}
+        if checkpoint:
+            epochs = int(checkpoint.stem.removeprefix('epoch_'))
+            step = self.step_time(method, seed)
+            cost = dict(epochs=epochs, step_s=step, steps=epochs * (self.photos // self._batch(method)))
+        return Outcome(method, seed, pointing, knn, cost)
+
+    def _batch(self, method: str) -> int:
+        return Config.fromfile(self.config(method)).train_dataloader.batch_size
+
+    def detect(self, method: str, seed: int, share: int) -> Path:
+        """Fine-tunes Faster R-CNN on ``share`` per cent of the labels and tests it; returns the metrics' file."""
+        name, config = f'{method}-{seed}-ap{share}', self.detector_config(method, seed, share)
+        work_dir = self.out / name
+        checkpoint, metrics = work_dir / f'epoch_{self.setting.detector_epochs[share]}.pth', work_dir / 'ap.json'
+        if not metrics.exists():
+            title = f'fine-tune: {method}, seed {seed}, {share} % of the labels'
+            self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume')
+        test = ['tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics]
+        self.run_tool(f'test: {method}, seed {seed}, {share} % of the labels', metrics, *test)
+        return metrics
+
+    def detector_config(self, method: str, seed: int, share: int) -> Path:
+        """Writes the config of a fine-tuning."""
+        count = round(len(self._content['images']) * share / 100)
+        train = self.subset(count, seed, labelled=True)
+        epochs = self.setting.detector_epochs[share]
+        base = CONFIGS / f'faster_rcnn_{self.name}.py'
+        classes = tuple(category['name'] for category in self._content['categories'])
+        data = dict(data_root='', metainfo=dict(classes=classes))
+        val = self.data / 'annotations/val.json'
+        model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes))), **self._initialize(method, seed, base))
+        settings = {
+            'model': model,
+            'train_dataloader': dict(
+                dataset=dict(**data, ann_file=str(train), data_prefix=dict(img=f'{self.data / "train"}/'))
+            ),
+            'test_dataloader': dict(
+                dataset=dict(**data, ann_file=str(val), data_prefix=dict(img=f'{self.data / "val"}/'))
+            ),
+            'test_evaluator': dict(ann_file=str(val)),
+            'train_cfg': dict(max_epochs=epochs),
+            'randomness': dict(seed=seed),
+        }
+        return demo._write_config(self.out / f'{method}-{seed}-ap{share}.py', base, settings)
+
+    def _initialize(self, method: str, seed: int, detector: Path) -> dict:
+        """What the detector's config says of its weights."""
+        checkpoint = self.pretrain(method, seed)
+        if checkpoint is None:
+            return {}
+        if not method.startswith('mocov2'):
+            return dict(init_cfg=dict(type='mmselfsup.CCOPPretrained', checkpoint=str(checkpoint)))
+        backbone = self.out / f'{method}-{seed}' / 'backbone.pth'
+        export_backbone(checkpoint, Config.fromfile(detector), backbone)
+        return dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=str(backbone))))
+
+
+def export_backbone(checkpoint: Path, detector: Config, out: Path) -> None:
+    """Writes the backbone of a checkpoint as a file of its own, once it has been seen to fit the detector's key by key.
+
+    mmengine's ``Pretrained`` only warns of keys that do not fit.
+
+    Raises:
+        InputError: A key is missing, left over or of another shape.
+    """
+    prefix = 'backbone.'
+    state = read_state_dict(checkpoint)
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    wanted = load_model(Config(dict(model=detector.model.backbone, default_scope='mmdet'))).state_dict()
+    fault = {
+        key
+        for key in {*state, *wanted}
+        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
+    }
+    if fault:
+        raise InputError(f'{checkpoint}: its backbone does not fit the detector: {", ".join(sorted(fault)[:4])}')
+    with atomic_write(out) as file:
+        torch.save({'state_dict': state}, file)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'data', type=Path, help='folder with annotations/train.json, annotations/val.json, train/, val/'
+    )
+    parser.add_argument('--out', type=Path, required=True, help='folder for everything that is written')
+    parser.add_argument('--setting', choices=SETTINGS, default='small', help='its size (default: %(default)s)')
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=DEFAULT_METHODS)
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument(
+        '--labels', type=int, nargs='*', choices=(10, 100), default=[], help='per cent of the labels to fine-tune on'
+    )
+    parser.add_argument('--epochs', type=int, help="of CCOP's pre-training, instead of the setting's")
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='of the probes')
+    return parser.parse_args(argv)
+
+
+@exit_on_input_error
+def main(argv=None):
+    args = parse_args(argv)
+    study = Study(args.data, args.out, args.setting, args.epochs, args.device)
+    methods = [method for method in METHODS if method in args.methods]
+    outcomes = [study.probe(method, seed) for seed in args.seeds for method in methods]
+    # The cheap part's result first: it is there even if the detectors are not waited for.
+    table = write_report(study.out, outcomes)
+    for outcome in outcomes if args.labels else []:
+        if outcome.method != 'random-bn':
+            outcome.ap = {share: study.detect(outcome.method, outcome.seed, share) for share in args.labels}
+            table = write_report(study.out, outcomes)
+    print(f'\n{table}\nwritten: {study.out / "results.md"}, results.png, results.svg, commands.txt')
+
+
+if __name__ == '__main__':
+    main()

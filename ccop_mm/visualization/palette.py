@@ -1,0 +1,13 @@
+"""Colors that color-blind readers tell apart, and marks that tell more classes apart than there are colors."""
+
+#: Okabe and Ito's palette without yellow, which does not show on white.
+COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000')
+MARKERS = ('o', '^', 's', 'x', 'D', 'v', '+', 'P')
+
+#: Width of a figure in inches: two columns of the usual two-column page.
+WIDTH = 7.16
+
+
+def class_styles(count: int) -> list[tuple[str, str]]:
+    """A color and a marker for each class; no pair twice up to 56, neighbors differ in color."""
+    return [(COLORS[n % len(COLORS)], MARKERS[n // len(COLORS) % len(MARKERS)]) for n in range(count)]

@@ -1,0 +1,170 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from ccop_mm.errors import InputError
+from ccop_mm.evaluation import PointingResult, load_model, write_pointing_result
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / 'benchmarks'
+
+
+@pytest.fixture(scope='module')
+def study():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import transfer_study
+
+        yield transfer_study
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / 'data'
+    for name, count in (('train', 80), ('val', 3)):
+        (root / name).mkdir(parents=True)
+        images = [dict(id=n, file_name=f'{n}.jpg', width=9, height=9) for n in range(count)]
+        boxes = [dict(id=n, image_id=n, category_id=1, bbox=[1, 1, 4, 4]) for n in range(count)]
+        content = dict(images=images, annotations=boxes, categories=[dict(id=1, name='cat')])
+        (root / 'annotations').mkdir(exist_ok=True)
+        (root / 'annotations' / f'{name}.json').write_text(json.dumps(content))
+    return root
+
+
+def test_subsets(study, data, tmp_path):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    blind = json.loads(one.subset(30, 0, labelled=False).read_text())
+    seen = json.loads(one.subset(30, 0, labelled=True).read_text())
+    assert blind['annotations'] == [] and blind['images'] == seen['images']
+    assert [box['image_id'] for box in seen['annotations']] == [image['id'] for image in seen['images']]
+    assert len(seen['images']) == 30
+    assert json.loads(one.subset(30, 1, labelled=True).read_text())['images'] != seen['images']
+
+
+def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
+    one = study.Study(data, tmp_path / 'out', 'small', epochs=7)
+    (tmp_path / 'out' / 'proposals.npz').touch()
+    configs = {method: Config.fromfile(one.pretrain_config(method, 3, 7, {})) for method in ('ccop', 'mocov2', 'image')}
+    ccop, moco = configs['ccop'], configs['mocov2']
+    assert ccop.train_dataloader == moco.train_dataloader
+    assert ccop.optim_wrapper == moco.optim_wrapper and ccop.param_scheduler == moco.param_scheduler
+    assert ccop.train_cfg.max_epochs == 7 and ccop.randomness.seed == 3
+    assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size
+    assert moco.model.momentum == ccop.model.momentum
+    assert configs['image'].train_dataloader.dataset.num_proposals == 0
+
+
+def test_configs_of_both_settings_build(study):
+    for name in study.SETTINGS:
+        for method in ('ccop', 'mocov2'):
+            load_model(study.CONFIGS / f'{method}_{name}.py')
+
+
+def test_backbones_that_do_not_fit_are_refused(study, tmp_path):
+    moco = load_model(study.CONFIGS / 'mocov2_small.py')
+    detector = Config.fromfile(study.CONFIGS / 'faster_rcnn_small.py')
+    state = moco.state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'moco.pth')
+    study.export_backbone(tmp_path / 'moco.pth', detector, tmp_path / 'backbone.pth')
+    exported = torch.load(tmp_path / 'backbone.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(value, state[f'backbone.{key}']) for key, value in exported.items())
+    del state['backbone.layer3.0.conv1.weight']
+    torch.save({'state_dict': state}, tmp_path / 'cut.pth')
+    with pytest.raises(InputError, match=r'cut.pth: its backbone does not fit the detector: layer3\.0\.conv1\.weight'):
+        study.export_backbone(tmp_path / 'cut.pth', detector, tmp_path / 'cut_backbone.pth')
+    assert not (tmp_path / 'cut_backbone.pth').exists()
+
+
+@pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
+def test_detectors_start_from_the_weights_they_should(study, data, tmp_path, monkeypatch, method):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    checkpoint = None
+    if method != 'random':
+        torch.manual_seed(1)
+        pretrained = load_model(study.CONFIGS / f'{method}_small.py', seed=7)
+        checkpoint = tmp_path / 'out' / f'{method}-0' / 'epoch_1.pth'
+        checkpoint.parent.mkdir()
+        torch.save({'state_dict': pretrained.state_dict()}, checkpoint)
+    monkeypatch.setattr(one, 'pretrain', lambda *_: checkpoint)
+    config = Config.fromfile(one.detector_config(method, 0, 10))
+    assert len(json.loads(Path(config.train_dataloader.dataset.ann_file).read_text())['images']) == 8
+    config.default_scope = 'mmdet'
+    detector = load_model(config, seed=3)
+    assert detector.roi_head.bbox_head.num_classes == 1
+    same = {
+        part: all(
+            torch.equal(value, pretrained.state_dict()[f'{part}.{key}'])
+            for key, value in detector.get_submodule(part).state_dict().items()
+        )
+        for part in ('backbone', 'neck')
+        if checkpoint and hasattr(pretrained.get_submodule(part), 'lateral_convs' if part == 'neck' else 'conv1')
+    }
+    assert same == {'random': {}, 'mocov2': {'backbone': True}, 'ccop': {'backbone': True, 'neck': True}}[method]
+
+
+def test_finished_steps_are_not_run_again(study, data, tmp_path):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    done = tmp_path / 'out' / 'done.json'
+    done.touch()
+    one.run_tool('a step', done, 'tools/absent.py')
+    assert not (tmp_path / 'out' / 'commands.txt').exists()
+    with pytest.raises(InputError, match='failed'):
+        one.run_tool('a step', tmp_path / 'out' / 'other.json', 'tools/absent.py')
+    assert (tmp_path / 'out' / 'commands.txt').read_text() == 'python tools/absent.py\n'
+
+
+def test_a_folder_of_another_study_is_refused(study, data, tmp_path):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    with pytest.raises(InputError, match='a study is running in'):
+        study.Study(data, tmp_path / 'out', 'small')
+    one._lock.close()
+    with pytest.raises(InputError, match='holds another study'):
+        study.Study(data, tmp_path / 'out', 'small', epochs=3)
+    with pytest.raises(InputError, match='val does not exist'):
+        (data / 'val').rmdir()
+        study.Study(data, tmp_path / 'new', 'small')
+
+
+def outcome(study, folder, method, seed, rate):
+    rng = np.random.default_rng(seed)
+    count, levels = 60, ('C4', 'P2') if method == 'ccop' else ('C4',)
+    result = PointingResult(
+        {level: (rng.random(count) < rate).astype(float) for level in levels},
+        np.linspace(0.1, 0.3, count), np.ones(count), np.arange(count) // 2, np.arange(count) % 2,
+    )  # fmt: skip
+    stem = folder / f'{method}{seed}'
+    write_pointing_result(result, f'{stem}.json')
+    report = {'num_objects': 60, 'num_classes': 2, 'chance': 0.5, 'backbone@10': rate}
+    Path(f'{stem}knn.json').write_text(json.dumps(report | ({'embedding@10': rate} if method == 'ccop' else {})))
+    Path(f'{stem}ap.json').write_text(json.dumps({'coco/bbox_mAP': rate / 10, 'coco/bbox_mAP_50': rate / 5}))
+    cost = dict(epochs=2, steps=20, step_s=0.5)
+    paths = Path(f'{stem}.json'), {'C4': Path(f'{stem}knn.json')}
+    return study.Outcome(method, seed, *paths, cost, {10: Path(f'{stem}ap.json')}), result
+
+
+def test_report(study, tmp_path):
+    made = [
+        outcome(study, tmp_path, method, seed, rate)
+        for method, rate in (('mocov2', 0.4), ('ccop', 0.7))
+        for seed in (0, 1)
+    ]
+    text = study.write_report(tmp_path, [one for one, _ in made])
+    rows = [line.split('|') for line in text.splitlines() if line.startswith('|')]
+    ccop = next(row for row in rows if row[1].strip() == 'CCOP')
+    means = [result.hits['C4'].mean() for one, result in made if one.method == 'ccop']
+    assert ccop[4].split()[0] == f'{100 * np.mean(means):.1f}'
+    assert ccop[4].split()[-1] == f'{100 * np.std(means, ddof=1):.1f}'
+    gain = np.mean([result.hits['C4'].mean() * (1 if one.method == 'ccop' else -1) for one, result in made]) * 2
+    difference = [row for row in rows if row[1].strip() == 'MoCo v2, same photos seen'][1]
+    assert difference[2].split()[0] == f'{100 * gain:+.1f}'
+    assert difference[3].strip() == '-'  # MoCo has no P2
+    assert '| CCOP | 7.0 +- 0.0 (14.0 +- 0.0) |' in text
+    assert '| CCOP | 70.0 +- 0.0 | 70.0 +- 0.0 |' in text
+    assert (tmp_path / 'results.png').exists() and (tmp_path / 'results.svg').exists()
+    assert (tmp_path / 'results.md').read_text() == text

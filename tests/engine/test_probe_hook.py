@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from ccop_mm.datasets.scenes import write_scenes
+from ccop_mm.engine import ProbeHook
+from ccop_mm.engine.launch import train
+from ccop_mm.errors import InputError
+from ccop_mm.evaluation import extract_object_features, knn_report, measure_pointing
+
+
+@pytest.fixture(scope='module')
+def annotated(tmp_path_factory):
+    root = tmp_path_factory.mktemp('scenes')
+    write_scenes(root, num_train=1, num_val=6, size=(64, 96))
+    return dict(ann_file=str(root / 'annotations' / 'instances_val.json'), img_root=str(root / 'images'))
+
+
+def logged(cfg):
+    """What a run wrote for the visualizer: probe rows by step."""
+    (file,) = Path(cfg.work_dir).glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {row['step']: row for row in rows if any(name.startswith('probe/') for name in row)}
+
+
+def config(small_config, annotated, work_dir='work', epochs=3, **options):
+    hook = dict(type='ProbeHook', size=64, interval=2, ks=(2, 5), **annotated)
+    hook.update(options)
+    return small_config(
+        work_dir=work_dir,
+        custom_hooks=[dict(type='SpatialCurriculumHook'), hook],
+        train_cfg=dict(max_epochs=epochs),
+        randomness=dict(seed=5),
+    )
+
+
+def test_numbers_are_those_of_the_probes(small_config, annotated):
+    cfg = config(small_config, annotated)
+    runner = train(cfg)
+    rows = logged(cfg)
+    assert list(rows) == [0, 8, 12]  # before, after two epochs of four steps, at the end
+    final = rows[12]
+    result = measure_pointing(runner.model, annotated['ann_file'], annotated['img_root'], size=64)
+    for level, hits in result.hits.items():
+        assert final[f'probe/{level}'] == pytest.approx(hits.mean())
+    assert final['probe/chance'] == pytest.approx(result.share.mean())
+    for stage, index in (('C4', 2), ('C5', 3)):
+        features = extract_object_features(
+            runner.model, annotated['ann_file'], annotated['img_root'], size=64, stage=index
+        )
+        report = knn_report(features, (2, 5))
+        assert final[f'probe/knn_{stage}@2'] == pytest.approx(report['backbone@2'])
+        assert final['probe/knn_embedding@5'] == pytest.approx(report['embedding@5'])
+    assert runner.model.training
+
+
+def test_training_is_the_same_with_and_without(small_config, annotated):
+    with_probe = train(config(small_config, annotated, 'a', probes=('pointing',)))
+    without = train(config(small_config, annotated, 'b', interval=99, at_start=False, probes=()))
+    for name, value in with_probe.model.state_dict().items():
+        assert torch.equal(value, without.model.state_dict()[name]), name
+
+
+def test_iterations_and_no_probe_at_the_start(small_config, annotated):
+    cfg = config(
+        small_config, annotated, epochs=2, by_epoch=False, interval=3, at_start=False, probes=('knn',), stages=('C5',)
+    )
+    train(cfg)
+    rows = logged(cfg)
+    assert list(rows) == [3, 6, 8]
+    assert set(rows[8]) == {
+        *(f'probe/knn_{name}@{k}' for name in ('C5', 'embedding') for k in (2, 5)), 'probe/knn_chance', 'step',
+    }  # fmt: skip
+
+
+def test_fewer_photos(small_config, annotated, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        'ccop_mm.engine.probe_hook.measure_pointing',
+        lambda *args, max_photos, **kwargs: limits.append(max_photos) or measure_pointing(*args, **kwargs),
+    )
+    train(config(small_config, annotated, epochs=1, at_start=False, max_photos=2, probes=('pointing',)))
+    assert limits == [2]
+
+
+def test_bad_settings(small_config, annotated):
+    with pytest.raises(InputError, match='probes are among pointing, knn; got tsne'):
+        ProbeHook(**annotated, probes=('tsne',))
+    with pytest.raises(InputError, match='interval and max_photos are at least 1'):
+        ProbeHook(**annotated, interval=0)
+    with pytest.raises(InputError, match=r'absent\.json'):
+        train(config(small_config, dict(annotated, ann_file='absent.json'), at_start=False))
+
+
+def test_it_comes_after_the_checkpoint():
+    assert ProbeHook.priority == 'LOWEST'
+    assert Hook.priority == 'NORMAL'
