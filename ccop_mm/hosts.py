@@ -8,11 +8,13 @@ import atexit
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import pickle
 import sys
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 
@@ -30,6 +32,7 @@ def mend():
     drop_missing_locations()
     allow_checkpoint_types()
     remove_unsafe_fallback()
+    guard_downloads()
     ignore_config_text_on_resume()
     initialize_on_cpu()
     exchange_names_as_json()
@@ -161,6 +164,28 @@ def _load_weights_only(file, map_location=None, weights_only=True):
     # Once more: torch.serialization.safe_globals() forbids on leaving what had been allowed before it as well.
     allow_checkpoint_types()
     return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def guard_downloads():
+    """Makes mmengine's loader of addresses refuse what cannot be loaded safely.
+
+    Fault: ``load_from_http`` (mmengine 0.10.7, onedl-mmengine 0.10.12), which ``https://``, ``torchvision://``,
+    ``open-mmlab://`` and other prefixes end in, calls torch's ``load_url`` with ``weights_only`` left off, so that a
+    downloaded file runs what code it carries. torch also keeps a download by the last part of its address, and every
+    run has an ``epoch_800.pth``: the file of one address would be taken for that of another. Here the whole address is
+    part of the name.
+    """
+    from mmengine.runner import checkpoint
+
+    checkpoint.load_url = load_address
+
+
+def load_address(address, model_dir=None, map_location=None, progress=True):
+    """Downloads a checkpoint, once for each address, and loads its tensors with torch's guard on."""
+    digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
+    name = f'{digest}_{Path(urlparse(address).path).name}'
+    where = dict(model_dir=model_dir, map_location=map_location, progress=progress)
+    return torch.hub.load_state_dict_from_url(address, file_name=name, weights_only=True, **where)
 
 
 def ignore_config_text_on_resume():

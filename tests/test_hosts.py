@@ -1,12 +1,15 @@
 """Each mend: the fault without it, its absence with it."""
 
 import atexit
+import functools
+import http.server
 import importlib.util
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
-from mmengine.runner import Runner, checkpoint, load_checkpoint
+from mmengine.runner import CheckpointLoader, Runner, checkpoint, load_checkpoint
 from torch import nn
 
 from ccop_mm import hosts
@@ -42,6 +45,7 @@ torch.ops.load_library = refuse
 def test_import_after_hosts_and_failed_imports():
     code = """
 import sys
+import threading
 import mmdet.models
 try:
     import torchvision
@@ -238,6 +242,43 @@ def test_planted_code_is_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.CheckpointLoader.load_checkpoint(path)
     assert not marker.exists()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder, and its address on this machine alone."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_planted_code_is_refused_from_an_address(server, tmp_path):
+    folder, address = server
+    marker = tmp_path / 'marker'
+
+    class Payload:
+        def __reduce__(self):
+            return open, (str(marker), 'w')
+
+    torch.save(dict(state_dict=Payload()), folder / 'epoch_1.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(f'{address}/epoch_1.pth', map_location='cpu')
+    assert not marker.exists()
+
+
+def test_files_of_one_name_at_two_addresses(server):
+    folder, address = server
+    for run in range(2):
+        (folder / str(run)).mkdir()
+        torch.save(dict(state_dict=dict(weight=torch.full((2,), run))), folder / str(run) / 'epoch_1.pth')
+    for run in range(2):
+        loaded = CheckpointLoader.load_checkpoint(f'{address}/{run}/epoch_1.pth', map_location='cpu')
+        assert loaded['state_dict']['weight'].tolist() == [run, run]
 
 
 def test_planted_code_runs_without_the_mend(tmp_path, no_safe_globals):

@@ -102,7 +102,8 @@ def propose_command(args):
             **rules,
         )
     except KeyboardInterrupt:
-        kept = f'finished photos are kept in {args.out}.partial'
+        partial = Path(f'{args.out}.partial')
+        kept = f'finished photos are kept in {partial}' if partial.exists() else 'no photo was finished'
         print(f'interrupted: {kept}; repeat the command to go on', file=sys.stderr)
         return 130
     print(summary)

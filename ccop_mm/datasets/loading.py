@@ -34,6 +34,10 @@ def read_photo(path: str, backend_args: dict | None = None) -> bytes:
         raise BadPhoto('the file does not exist') from None
     except OSError as error:  # those of HTTP included
         raise BadPhoto(f'cannot be read: {error.strerror or error}') from None
+    except Exception as error:  # clients of other stores have exceptions of their own
+        if backend_args is None and '://' not in path:
+            raise
+        raise BadPhoto(f'cannot be read: {type(error).__name__}: {error}') from None
     if content is None:  # LMDB and Petrel, of a key that they do not have
         raise BadPhoto('the file does not exist')
     return bytes(content)

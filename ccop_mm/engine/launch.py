@@ -119,7 +119,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         path, meta = resume, {} if '://' in resume else _read_named(resume, cfg)
     cfg.resume, cfg.load_from = True, path
     init = (cfg.get('model') or {}).get('init_cfg')
-    if isinstance(init, dict) and str(init.get('type')).endswith(('CCOPPretrained', 'BackbonePretrained')):
+    steps = init if isinstance(init, list) else [init or {}]
+    if any(str(step.get('type')).endswith(('CCOPPretrained', 'BackbonePretrained')) for step in steps):
         cfg.model.init_cfg = None  # the run's own weights replace them: the pre-training file may be gone
     # mmengine takes it up as well, but only after it has built the sampler with another one.
     randomness = cfg.get('randomness') or {}

@@ -162,7 +162,10 @@ def _build(config: dict, imports: Sequence[str]) -> nn.Module:
     _check_types(config.get('data_preprocessor'), 'data_preprocessor')
     _import_parts(config.get('custom_imports') or {}, imports)
     config = Config(config)
-    init_default_scope(config.get('default_scope') or 'mmselfsup')
+    scope = config.get('default_scope') or 'mmselfsup'
+    if scope not in SCOPES:  # mmengine imports a scope's package
+        raise InputError(f'default_scope={scope!r} is not one of {", ".join(SCOPES)}: this dump is not replayed')
+    init_default_scope(scope)
     # As mmengine's Runner does: a preprocessor may stand beside the model.
     if config.get('data_preprocessor') is not None:
         config.model.setdefault('data_preprocessor', config.data_preprocessor)
@@ -193,8 +196,9 @@ def _check_types(node, where: str) -> None:
     """mmengine imports and calls whatever a dotted ``type`` names; here it may name ``scope.Name`` alone."""
     if isinstance(node, dict):
         scope, dot, _ = str(node.get('type', '')).rpartition('.')
-        if dot and scope not in SCOPES:
-            raise InputError(f'{where}.type={node["type"]!r} is not a registered part: this dump is not replayed')
+        if (dot and scope not in SCOPES) or node.get('_scope_', SCOPES[0]) not in SCOPES:
+            name = node['type'] if dot and scope not in SCOPES else f'{node["_scope_"]}.{node.get("type")}'
+            raise InputError(f'{where}.type={name!r} is not a registered part: this dump is not replayed')
         for key, value in node.items():
             _check_types(value, f'{where}.{key}')
     elif isinstance(node, (list, tuple)):

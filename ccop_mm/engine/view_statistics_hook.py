@@ -21,7 +21,10 @@ class ViewStatisticsHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
         """Counts the batch and hands the share to the log."""
-        labels = [sample.pseudo_label for sample in data_batch['data_samples']]
+        labels = [sample.get('pseudo_label', ()) for sample in data_batch['data_samples']]
+        labels = [label for label in labels if 'boxes_q' in label]
+        if not labels:
+            return  # views without boxes, of another method
         self._pairs += len(labels)
         self._empty += sum(len(label.boxes_q) == 0 for label in labels)
         runner.message_hub.update_scalar('train/pairs_without_object', self._empty / self._pairs)

@@ -1,5 +1,6 @@
 """Work on the machines of a Dask cluster."""
 
+import asyncio
 import itertools
 
 import cv2
@@ -43,7 +44,7 @@ def _connect(address, patience, needs_worker):
     try:
         if needs_worker:
             client.wait_for_workers(1, timeout=patience)
-    except TimeoutError:
+    except (TimeoutError, asyncio.TimeoutError):  # two types before Python 3.11
         client.close()
         raise InputError(f'the scheduler {address} has had no worker for {patience} s: start some') from None
     return client

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from ccop_mm.errors import InputError
-from ccop_mm.proposals.search import require_search
+from ccop_mm.proposals.search import ENGINES, MODES, require_search
 from ccop_mm.proposals.select import MERGES
 
 #: Where boxes come from: the rows of the paper's Table 5.
@@ -40,10 +40,10 @@ class Rules:
     def __post_init__(self):
         for field in fields(self):  # 144 and 144.0 are the same rule and give the same file
             object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
-        if self.method == 'selective-search':
-            require_search(self.mode, self.engine)
         for name, fits, needs in (
             ('method', self.method in METHODS, f'one of {", ".join(METHODS)}'),
+            ('mode', self.mode in MODES, f'one of {", ".join(MODES)}'),
+            ('engine', self.engine in ENGINES, f'one of {", ".join(ENGINES)}'),
             ('max_side', self.max_side == 0 or self.max_side >= 32, '32 or more, or 0 for no limit'),
             ('min_area', 0 <= self.min_area < math.inf, '0 or more'),
             ('max_aspect', self.max_aspect > 1, 'more than 1'),
@@ -54,6 +54,11 @@ class Rules:
         ):
             if not fits:
                 raise InputError(f'{name} is {getattr(self, name)} and must be {needs}')
+
+    def require(self):
+        """Raises :class:`InputError` if the boxes cannot be found here, for want of the search engine."""
+        if self.method == 'selective-search':
+            require_search(self.mode, self.engine)
 
     @classmethod
     def of(cls, method='selective-search', **given):
@@ -82,9 +87,14 @@ class Rules:
             KeyError: If they are not rules of these methods, as those of imported boxes.
         """
         known = {field.name for field in fields(cls)} & set(values)
-        given = {name: math.inf if values[name] is None else values[name] for name in known}
+        given = {name: values[name] for name in known}
+        if given.get('max_aspect', 0) is None:
+            given['max_aspect'] = math.inf
         if values.get('method') is None and 'mode' in known:  # written by the first version
             given.update(method='selective-search', engine='opencv', max_side=0)
         if given.get('method') not in METHODS:
             raise KeyError('method')
-        return cls(**given)
+        try:
+            return cls(**given)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f'the rules in its metadata cannot be read: {error}') from None

@@ -49,6 +49,7 @@ def run(photos, out, *, workers=None, scheduler=None, shard=None, annotations=No
     """
     started = time.perf_counter()
     rules, out = Rules.of(**rules), Path(out)
+    rules.require()
     if out.is_dir():
         raise InputError(f'{out} is a folder: name the file to write')
     metadata = {'ccop_mm': __version__, 'opencv': cv2.__version__, **rules.to_json()}

@@ -91,6 +91,7 @@ def verify(store, photos, *, again=0, workers=1):
     if again:
         if rules is None or rules.method == 'ground-truth':
             raise InputError('only boxes that this tool searched, or drew at random, can be found again')
+        rules.require()
         chosen = np.random.default_rng(0).permutation(len(present))[:again].tolist()
         for record in map_unordered(functools.partial(process, rules=rules), [present[i] for i in chosen], workers):
             report.num_searched_again += 1

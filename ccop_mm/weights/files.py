@@ -10,6 +10,7 @@ from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_torchvision_models
 
+from ccop_mm import hosts
 from ccop_mm.errors import InputError
 from ccop_mm.fileio import atomic_write
 
@@ -87,7 +88,7 @@ def _download(address):
     content = None
     for turn in (get_rank() == 0, get_rank() != 0):
         if turn:
-            content = torch.hub.load_state_dict_from_url(address, map_location='cpu', progress=False, weights_only=True)
+            content = hosts.load_address(address, map_location='cpu', progress=False)
         barrier()
     return content
 

@@ -29,6 +29,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # Saves before it deletes; see docs/design.md.
 default_hooks = dict(
-    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=3)
+    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+    checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=3),
 )
 log_processor = dict(by_epoch=False)

@@ -270,6 +270,9 @@ def test_a_resumed_transfer_does_not_ask_for_the_pre_training_checkpoint(kind):
     assert cfg.model.init_cfg == init, 'nothing to resume from: the run starts anew'
     launch.set_resume(cfg, 'https://host/epoch_1.pth')
     assert cfg.model.init_cfg is None
+    cfg = Config(dict(work_dir='nowhere', model=dict(init_cfg=[dict(type='Normal', layer='Conv2d'), init])))
+    launch.set_resume(cfg, 'https://host/epoch_1.pth')
+    assert cfg.model.init_cfg is None
 
 
 def test_resume_names_the_checkpoint():

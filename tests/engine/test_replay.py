@@ -135,6 +135,21 @@ def test_a_dump_cannot_import_what_it_likes(small_config, tmp_path, monkeypatch)
     assert marker.exists()
 
 
+@pytest.mark.parametrize('where', ['default_scope', '_scope_'])
+def test_a_dump_cannot_name_a_scope_to_import(small_config, tmp_path, monkeypatch, where):
+    path = stop(small_config('0.png'))
+    dump = torch.load(path, weights_only=True)
+    marker = tmp_path / 'marker'
+    (tmp_path / f'stranger{where}').mkdir()
+    (tmp_path / f'stranger{where}' / '__init__.py').write_text(f'open({str(marker)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    (dump['config'] if where == 'default_scope' else dump['config']['model'])[where] = f'stranger{where}'
+    torch.save(dump, path)
+    with pytest.raises(InputError, match=f'stranger{where}.*this dump is not replayed'):
+        replay(path, imports=['poison'])
+    assert not marker.exists()
+
+
 def test_another_file_is_one_line(tmp_path, capsys):
     torch.save(dict(state_dict={}), tmp_path / 'checkpoint.pth')
     torch.save(np.float64, tmp_path / 'code.pth')

@@ -59,7 +59,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0, begin=0, end=max_iters, by_epoch=False),
 ]
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=max_iters, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False, window_size=20)
