@@ -47,8 +47,8 @@ def test_missing_numba_is_one_line_that_names_both_cures():
         'sys.modules["numba"] = None\n'
         'from ccop_mm.errors import exit_on_input_error\n'
         'from ccop_mm.proposals.run import Rules\n'
-        'Rules(engine="opencv")\n'
-        'sys.exit(exit_on_input_error(lambda: Rules())())\n'
+        'Rules(engine="opencv").require()\n'
+        'sys.exit(exit_on_input_error(Rules().require)())\n'
     )
     done = run_python(WITHOUT_HOSTS + code)
     assert done.returncode not in (0, None)
