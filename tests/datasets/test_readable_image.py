@@ -4,7 +4,7 @@ import logging
 import cv2
 import numpy as np
 import pytest
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.registry import DATASETS
 from mmdet.utils import register_all_modules
 from mmengine.registry import DefaultScope
 
@@ -66,7 +66,7 @@ def test_a_photo_is_named_once(photos, monkeypatch):
     monkeypatch.setattr(
         'ccop_mm.datasets.readable_image.print_log', lambda line, logger, level: lines.append((line, level))
     )
-    load = TRANSFORMS.build(dict(type='LoadReadableImage'))
+    load = LoadReadableImage()
     for _ in range(2):
         for number in (1, 2):
             assert load(dict(img_path=str(photos / f'{number}.jpg'))) is None

@@ -1,6 +1,8 @@
 """The step's cost, as far as it can be tested: nobody waits for the device, nothing is computed that does not count."""
 
 import contextlib
+import copy
+import functools
 
 import pytest
 import torch
@@ -146,30 +148,48 @@ def test_only_valid_candidates_are_embedded_and_originals_once(generator):
     assert rows == {'query': 6, 'key': int(valid[0].sum())}
 
 
-@pytest.mark.parametrize('half, first', [(False, 1e-5), (True, 0.02)], ids=['fp32', 'bf16'])
-def test_the_fast_path_follows_the_plain_one_over_fifty_steps(plain_run, half, first):
-    """Total losses: the first three steps within ``first``, each within 8 %, the mean of all within 2 %.
+def test_the_fast_path_is_the_plain_one_but_for_rounding(plain_run):
+    """Total losses of 50 steps in float64, where neither layout nor compiling leaves more than rounding."""
+    torch.testing.assert_close(fifty_steps(torch.float64, fast=True), plain_run(torch.float64)[0], rtol=1e-10, atol=0)
 
-    Training so small a network multiplies any rounding: from the fourth step on float32 in another layout differs as
-    bfloat16 does, by up to 5 % a step (another candidate is the hardest), hardly in the mean.
+
+@pytest.mark.parametrize('half, tolerance', [(False, 1e-5), (True, 0.01)], ids=['fp32', 'bf16'])
+def test_the_fast_path_finds_the_plain_losses(plain_run, half, tolerance):
+    """Total losses at each of 50 steps of the plain run, from its weights and queues.
+
+    From its own weights a step may choose another hardest candidate than the plain path's, and training so small a
+    network multiplies that.
     """
-    difference = fifty_steps(half=half, fast=True) / plain_run - 1
-    assert difference[:3].abs().max() < first
-    assert difference.abs().max() < 0.08
-    assert difference.mean().abs() < 0.02
+    losses, states = plain_run(torch.float32)
+    torch.testing.assert_close(
+        fifty_steps(torch.float32, half, fast=True, states=states), losses, rtol=tolerance, atol=0
+    )
+
+
+def test_bf16_trains_like_float32(plain_run):
+    """Total losses of 50 steps, each path from its own weights: the means within 3 %."""
+    difference = fifty_steps(torch.float32, half=True, fast=True) / plain_run(torch.float32)[0] - 1
+    assert difference.mean().abs() < 0.03
 
 
 @pytest.fixture(scope='module')
 def plain_run():
-    return fifty_steps(half=False, fast=False)
+    """A function that runs the plain path in a dtype: losses, and the model's state before each step."""
+
+    @functools.cache
+    def run(dtype):
+        states = []
+        return fifty_steps(dtype, record=states), states
+
+    return run
 
 
-def fifty_steps(half, fast):
-    """Total losses ``(50,)`` of CCOP from one seed, on five batches in turn."""
+def fifty_steps(dtype, half=False, fast=False, record=None, states=()):
+    """Total losses ``(50,)`` of CCOP from one seed, on five batches in turn; at ``states``, if there are any."""
     generator = torch.Generator().manual_seed(0)
     batches = [batch_of([2, 3, 0, 1, 4, 2, 3, 2], generator, size=64) for _ in range(5)]
     torch.manual_seed(0)
-    model = build(channels_last=fast, queue_len=256)
+    model = build(channels_last=fast, queue_len=256).to(dtype)
     if fast:
         for name in ('backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck'):
             model.get_submodule(name).compile(backend='aot_eager')
@@ -178,10 +198,17 @@ def fifty_steps(half, fast):
     optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     found = []
     for step in range(50):
+        views, samples = batches[step % len(batches)]
+        if record is not None:
+            record.append(copy.deepcopy(model.state_dict()))
+        if states:
+            model.load_state_dict(states[step])
+        torch.manual_seed(step)  # of the jitter
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
-            loss = total(model.loss(*batches[step % len(batches)]))
+            loss = total(model.loss([view.to(dtype) for view in views], samples))
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        if not states:
+            optimizer.step()
         found.append(loss.item())
-    return torch.tensor(found)
+    return torch.tensor(found, dtype=torch.float64)
