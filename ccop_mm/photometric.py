@@ -125,7 +125,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def gaussian_blur_on_cpu(images: Tensor, sigma: Tensor, radius: int) -> None:
-    """:func:`gaussian_blur` by OpenCV and in place: a grouped convolution takes 4 to 20 times as long on a CPU.
+    """:func:`gaussian_blur` by OpenCV and in place: a grouped convolution takes 3 to 20 times as long on a CPU.
 
     Args:
         images (Tensor): ``(B, 3, H, W)`` on the CPU.
