@@ -9,6 +9,7 @@ parameters, which come from the loader and lie on the CPU.
 
 import math
 
+import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -123,6 +124,23 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     return F.conv2d(padded, kernels[:, None, :, None], groups=groups).view(images.shape)
 
 
+def gaussian_blur_on_cpu(images: Tensor, sigma: Tensor, radius: int) -> None:
+    """:func:`gaussian_blur` by OpenCV and in place: a grouped convolution takes 3 to 20 times as long on a CPU.
+
+    Args:
+        images (Tensor): ``(B, 3, H, W)`` on the CPU.
+        sigma (Tensor): ``(B,)`` in pixels; images with 0 are passed over.
+        radius (int): Of the widest kernel, below H and W.
+    """
+    kernels = gaussian_kernels(sigma, radius).numpy()
+    for row in sigma.nonzero().flatten().tolist():
+        kernel = kernels[row][kernels[row] > 0]  # its own taps
+        for plane in images[row]:  # (H, W)
+            exact = plane if plane.dtype == torch.float64 else plane.float()  # OpenCV has no half precision
+            blurred = cv2.sepFilter2D(exact.numpy(), -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+            plane.copy_(torch.from_numpy(blurred))
+
+
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Inverts the values from ``threshold`` ``(B, 1, 1, 1)`` on."""
     return torch.where(images >= threshold, 255 - images, images)
@@ -171,9 +189,8 @@ def _after_jitter(images: Tensor, params: Tensor, numbers: Tensor) -> Tensor:
     widest = float(params[:, SIGMA].max()) if len(params) else 0.0
     if widest > 0:
         radius = min(math.ceil(KERNEL_REACH * widest), images.shape[2] - 1, images.shape[3] - 1)
-        if images.device.type == 'cpu':  # only those that are blurred, about half
-            rows = params[:, SIGMA].nonzero().flatten()
-            images[rows] = gaussian_blur(images[rows], sigma[rows], radius)
+        if images.device.type == 'cpu':
+            gaussian_blur_on_cpu(images, sigma, radius)
         else:  # all, so that the shape is always the same: cuDNN tries out algorithms for each new one
             images = gaussian_blur(images, sigma, radius)
     if (params[:, THRESHOLD] <= 255).any():

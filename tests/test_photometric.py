@@ -128,6 +128,33 @@ def test_images_smaller_than_the_kernel(generator):
     assert blurred.std() < images.std()
 
 
+@pytest.mark.parametrize('size', [(40, 50), (9, 10)])  # the widest kernel, of 17 taps, reaches beyond the second
+def test_both_ways_to_blur_are_torchvisions(generator, size):
+    # One by convolutions, for GPUs, one by OpenCV, for CPUs: apply() takes the second here.
+    images, sigma = photos(generator, 5, size).double(), torch.tensor([0.0, 0.01, 0.3, 1.1, 2.0])
+    in_place = images.clone()
+    ph.gaussian_blur_on_cpu(in_place, sigma, 8)
+    convolved = ph.gaussian_blur(images, sigma, 8)
+    for number, width in enumerate(sigma.tolist()):
+        taps = 2 * math.ceil(4 * width) + 1
+        exact = tv.gaussian_blur(images[number], taps, width) if width else images[number]
+        torch.testing.assert_close(in_place[number], exact, rtol=0, atol=1e-4)
+        torch.testing.assert_close(convolved[number], exact, rtol=0, atol=1e-4)
+
+
+def test_blur_by_opencv_in_any_layout_and_precision(generator):
+    images, sigma = photos(generator, 3).float(), torch.tensor([0.5, 0.0, 1.7])
+    exact = ph.gaussian_blur(images, sigma, 7)
+    last = images.clone(memory_format=torch.channels_last)
+    ph.gaussian_blur_on_cpu(last, sigma, 7)
+    torch.testing.assert_close(last, exact, rtol=0, atol=1e-3)
+    assert torch.equal(last[1], images[1])
+    for dtype, tolerance in ((torch.float16, 0.13), (torch.bfloat16, 1.01)):  # twice the last step of either, near 255
+        half = images.to(dtype)
+        ph.gaussian_blur_on_cpu(half, sigma, 7)
+        torch.testing.assert_close(half.float(), exact, rtol=0, atol=tolerance)
+
+
 def test_an_empty_batch():
     assert ph.apply(torch.zeros(0, 3, 8, 8), torch.zeros(0, ph.NUM_PARAMS)).shape == (0, 3, 8, 8)
 

@@ -1,5 +1,6 @@
 """Two views with boxes: geometry in the loader, everything else in a batch on the device."""
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from ccop_mm.datasets.transforms import ObjectFlip, ObjectResizedCrop, sample_wi
 Window = tuple[int, int, int, int]
 
 
-def resize_window(image: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray:
+def resize_window(image: np.ndarray, window: Window, size: tuple[int, int], flip: bool = False) -> np.ndarray:
     """Cuts a window out and resizes it as Pillow's bilinear filter does, which torchvision uses: antialiased.
 
     torch's code for uint8 does it in a quarter of Pillow's time; it differs by one grey level at most.
@@ -23,15 +24,19 @@ def resize_window(image: np.ndarray, window: Window, size: tuple[int, int]) -> n
         image (np.ndarray): ``(H, W, 3)`` uint8.
         window (tuple): x1, y1, x2, y2.
         size (tuple[int, int]): Height and width of the result.
+        flip (bool): Whether the result is mirrored, left to right.
 
     Returns:
-        np.ndarray: ``(height, width, 3)`` uint8; in memory torch puts one channel after another, as the network takes
-        them, so that packing need not copy.
+        np.ndarray: ``(height, width, 3)`` uint8; in memory one channel follows another, as the network takes them, so
+        that packing need not copy.
     """
     x1, y1, x2, y2 = window
     # (h, w, 3) -> (1, 3, h, w), a view: torch works on channels that lie side by side
     part = torch.from_numpy(image[y1:y2, x1:x2]).permute(2, 0, 1)[None]
-    return F.interpolate(part, size, mode='bilinear', antialias=True)[0].permute(1, 2, 0).numpy()
+    planes = F.interpolate(part, size, mode='bilinear', antialias=True)[0].contiguous().numpy()
+    if flip:  # (3, height, width) -> (3 * height, width): one call, a quarter of the time of numpy's [:, ::-1]
+        planes = cv2.flip(planes.reshape(-1, size[1]), 1).reshape(planes.shape)
+    return planes.transpose(1, 2, 0)
 
 
 def choose_reduction(windows: list[Window], size: tuple[int, int], margin: float) -> int:
@@ -104,11 +109,9 @@ class SplitTwoObjectViews(BaseTransform):
             image = decode_photo(content, shape, reduction)
         views = []
         for window, flip, seen in zip(windows, flips, boxes, strict=True):
-            view = resize_window(image, tuple(side // reduction for side in window), self.crop.size)
+            views.append(resize_window(image, tuple(side // reduction for side in window), self.crop.size, flip))
             if flip:
-                view = view[:, ::-1]
                 seen[:, [0, 2]] = self.crop.size[1] - seen[:, [2, 0]]
-            views.append(view)
         results.update(
             img=views,
             img_shape=self.crop.size,

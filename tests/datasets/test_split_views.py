@@ -82,8 +82,11 @@ def test_windows_resize_as_pillow_does():
     image = rng.integers(0, 256, (90, 130, 3), dtype=np.uint8)
     for window in ((0, 0, 130, 90), (3, 5, 120, 77), (40, 30, 60, 50)):
         expected = np.asarray(Image.fromarray(image).crop(window).resize((48, 32), Image.Resampling.BILINEAR))
-        difference = np.abs(resize_window(image, window, (32, 48)).astype(int) - expected)
-        assert difference.max() <= 1
+        for flip in (False, True):
+            view = resize_window(image, window, (32, 48), flip)
+            difference = np.abs(view.astype(int) - (expected[:, ::-1] if flip else expected))
+            assert difference.max() <= 1
+            assert view.transpose(2, 0, 1).flags.c_contiguous, 'packing would copy'
 
 
 def test_pixels_of_both_views_are_windows_of_the_photo_flipped_or_not():
