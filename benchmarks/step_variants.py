@@ -146,9 +146,10 @@ class Floor(Step):
         module.zero_grad(set_to_none=True)
 
 
-def ccop(setting, name='ccop_r50_fpn_800e_coco'):
+def ccop(setting, name='ccop_r50_fpn_800e_coco', **changes):
     """CCOP as a preset has it, with the preset's optimizer."""
     cfg = preset(name, setting)
+    cfg.model.update(changes)
     model = placed(build(cfg.model), setting)
     model.box_jitter.progress = 0.5  # halfway through the curriculum
     views, samples = batch_of(setting)
@@ -159,6 +160,14 @@ def ccop(setting, name='ccop_r50_fpn_800e_coco'):
 def ccop_reference(setting):
     """CCOP in the preset that equals the released code."""
     return ccop(setting, 'ccop-reference_r50_fpn_800e_coco')
+
+
+def ccop_whole(setting):
+    """CCOP with batch statistics over the whole batch, as the floor and the released way have them in one process.
+
+    CCOP itself splits the batch in groups there: positives could be told by the statistics they share.
+    """
+    return ccop(setting, key_batch='none')
 
 
 def released(setting):
@@ -189,7 +198,9 @@ def moco(setting):
     return Step(setting, model, lambda: model.loss(views, samples), dict(lr=0.03, momentum=0.9, weight_decay=1e-4))
 
 
-VARIANTS = dict(floor=Floor, moco=moco, released=released, ccop_reference=ccop_reference, ccop=ccop)
+VARIANTS = dict(
+    floor=Floor, moco=moco, released=released, ccop_reference=ccop_reference, ccop_whole=ccop_whole, ccop=ccop
+)
 
 
 def build(cfg):
