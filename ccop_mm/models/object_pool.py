@@ -7,6 +7,7 @@ from mmcv.ops import RoIAlign
 from torch import Tensor, nn
 
 from ccop_mm import boxes as box_ops
+from ccop_mm.models.roi_align import roi_align_on_cpu
 
 
 @dataclass
@@ -95,20 +96,27 @@ class ObjectPool(nn.Module):
         parts = rois.rows.to(pyramid[0].dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
-                layer(level, part) if len(part) else self._nothing(level)
+                self._pool(layer, level, part) if len(part) else self._nothing(level)
                 for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
             ]
         return torch.cat(pooled)
 
+    def _pool(self, layer: RoIAlign, level: Tensor, rois: Tensor) -> Tensor:
+        """``(M, C, 7, 7)`` of one level."""
+        if level.device.type == 'cpu':
+            return roi_align_on_cpu(level, rois, self.output_size, layer.spatial_scale)
+        return layer(level, rois)
+
     @staticmethod
     def readable(pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features as mmcv's kernels can take them; call it first where one pyramid is pooled from several times.
+        """The features as RoIAlign takes them; call it first where one pyramid is pooled from several times.
 
-        They have no bfloat16, half precision moves boxes by up to a pixel (so: float32 or better), and they read memory
-        as (B, C, H, W), whatever the strides say.
+        mmcv's kernels have no bfloat16, half precision moves boxes by up to a pixel (so: float32 or better), and they
+        read memory as (B, C, H, W), whatever the strides say. On a CPU rows of channels are read.
         """
         dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
-        return tuple(level.to(dtype).contiguous() for level in pyramid)
+        layout = torch.channels_last if pyramid[0].device.type == 'cpu' else torch.contiguous_format
+        return tuple(level.to(dtype).contiguous(memory_format=layout) for level in pyramid)
 
     def _nothing(self, level: Tensor) -> Tensor:
         """``(0, C, 7, 7)`` of a level, in its graph. mmcv's CUDA kernel cannot be launched for no box."""

@@ -126,9 +126,24 @@ def test_levels_and_thresholds_must_match():
 
 def test_the_kernel_is_never_asked_for_no_box(generator, monkeypatch):
     # Its CUDA launcher would be given a grid of no blocks.
-    pool = ObjectPool()
-    for layer in pool.layers[1:]:
-        monkeypatch.setattr(layer, 'forward', lambda *args: pytest.fail('called without a box'))
-    pyramid = pyramid_of(generator)
-    pooled = pool(pyramid, pool.plan(torch.tensor([[3.0, 4, 20, 30]]), torch.tensor([0])))
+    pool, asked = ObjectPool(), []
+    pool_one = pool._pool
+    monkeypatch.setattr(
+        pool, '_pool', lambda layer, level, rois: (asked.append(len(rois)), pool_one(layer, level, rois))[1]
+    )
+    pooled = pool(pyramid_of(generator), pool.plan(torch.tensor([[3.0, 4, 20, 30]]), torch.tensor([0])))
     assert pooled.shape == (1, 3, 7, 7)
+    assert asked == [1]
+
+
+def test_a_gpus_kernels_pool_the_same(generator, monkeypatch):
+    pool, pyramid = ObjectPool(), pyramid_of(generator)
+    corner = torch.rand(30, 2, generator=generator, dtype=torch.float64) * 180
+    side = torch.rand(30, 2, generator=generator, dtype=torch.float64) ** 3 * 200 + 5
+    boxes = torch.cat([corner, (corner + side).clamp(max=224)], dim=1)
+    boxes[0] = torch.tensor([0, 0, 224, 224])
+    rois = pool.plan(boxes, torch.arange(30) % 2)
+    assert all(rois.counts)
+    pooled = pool(pyramid, rois)
+    monkeypatch.setattr(pool, '_pool', lambda layer, level, part: layer(level.contiguous(), part))
+    torch.testing.assert_close(pooled, pool(pyramid, rois), rtol=0, atol=1e-12)
