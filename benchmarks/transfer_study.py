@@ -26,9 +26,7 @@ from study_report import Outcome, write_report
 
 from ccop_mm import demo
 from ccop_mm.errors import InputError, exit_on_input_error
-from ccop_mm.evaluation.load_model import load_model
 from ccop_mm.fileio import atomic_write
-from ccop_mm.weights.pretrained import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(__file__).resolve().parent / 'study'
@@ -50,6 +48,7 @@ class Setting:
         view (int): Side of a view in pixels, in pre-training and in the pointing probe.
         knn_size (int): Short side of a photo in the kNN probe; a view covers 0.6 of a photo on average, so objects are
             then as large as in pre-training.
+        anneal (bool): Whether the learning rate falls to 0; else it stays, as at the beginning of a longer run.
         detector_epochs (dict[int, int]): Epochs of fine-tuning by per cent of the labels.
     """
 
@@ -57,12 +56,13 @@ class Setting:
     epochs: int
     view: int
     knn_size: int
+    anneal: bool
     detector_epochs: dict[int, int]
 
 
 SETTINGS = {
-    'small': Setting(1024, 25, 80, 96, {10: 12, 100: 6}),
-    'full': Setting(None, 200, 160, 208, {10: 48, 100: 24}),
+    'small': Setting(None, 15, 80, 96, False, {10: 12, 100: 6}),
+    'full': Setting(None, 200, 160, 208, True, {10: 48, 100: 24}),
 }
 
 
@@ -179,7 +179,9 @@ class Study:
             'train_cfg': dict(max_epochs=epochs),
             'param_scheduler': [
                 dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)
-            ],
+            ]
+            if self.setting.anneal
+            else [],
             'default_hooks': dict(checkpoint=dict(interval=max(1, epochs // 5))),
             'randomness': dict(seed=seed),
         }
@@ -254,7 +256,7 @@ class Study:
         classes = tuple(category['name'] for category in self._content['categories'])
         data = dict(data_root='', metainfo=dict(classes=classes))
         val = self.data / 'annotations/val.json'
-        model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes))), **self._initialize(method, seed, base))
+        model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes))), **self._initialize(method, seed))
         settings = {
             'model': model,
             'train_dataloader': dict(
@@ -269,39 +271,13 @@ class Study:
         }
         return demo._write_config(self.out / f'{method}-{seed}-ap{share}.py', base, settings)
 
-    def _initialize(self, method: str, seed: int, detector: Path) -> dict:
+    def _initialize(self, method: str, seed: int) -> dict:
         """What the detector's config says of its weights."""
         checkpoint = self.pretrain(method, seed)
         if checkpoint is None:
             return {}
-        if not method.startswith('mocov2'):
-            return dict(init_cfg=dict(type='mmselfsup.CCOPPretrained', checkpoint=str(checkpoint)))
-        backbone = self.out / f'{method}-{seed}' / 'backbone.pth'
-        export_backbone(checkpoint, Config.fromfile(detector), backbone)
-        return dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=str(backbone))))
-
-
-def export_backbone(checkpoint: Path, detector: Config, out: Path) -> None:
-    """Writes the backbone of a checkpoint as a file of its own, once it has been seen to fit the detector's key by key.
-
-    mmengine's ``Pretrained`` only warns of keys that do not fit.
-
-    Raises:
-        InputError: A key is missing, left over or of another shape.
-    """
-    prefix = 'backbone.'
-    state = read_state_dict(checkpoint)
-    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    wanted = load_model(Config(dict(model=detector.model.backbone, default_scope='mmdet'))).state_dict()
-    fault = {
-        key
-        for key in {*state, *wanted}
-        if key not in state or key not in wanted or state[key].shape != wanted[key].shape
-    }
-    if fault:
-        raise InputError(f'{checkpoint}: its backbone does not fit the detector: {", ".join(sorted(fault)[:4])}')
-    with atomic_write(out) as file:
-        torch.save({'state_dict': state}, file)
+        name = 'BackbonePretrained' if method.startswith('mocov2') else 'CCOPPretrained'
+        return dict(init_cfg=dict(type=f'mmselfsup.{name}', checkpoint=str(checkpoint)))
 
 
 def parse_args(argv=None):

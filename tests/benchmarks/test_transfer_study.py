@@ -66,21 +66,6 @@ def test_configs_of_both_settings_build(study):
             load_model(study.CONFIGS / f'{method}_{name}.py')
 
 
-def test_backbones_that_do_not_fit_are_refused(study, tmp_path):
-    moco = load_model(study.CONFIGS / 'mocov2_small.py')
-    detector = Config.fromfile(study.CONFIGS / 'faster_rcnn_small.py')
-    state = moco.state_dict()
-    torch.save({'state_dict': state}, tmp_path / 'moco.pth')
-    study.export_backbone(tmp_path / 'moco.pth', detector, tmp_path / 'backbone.pth')
-    exported = torch.load(tmp_path / 'backbone.pth', weights_only=True)['state_dict']
-    assert all(torch.equal(value, state[f'backbone.{key}']) for key, value in exported.items())
-    del state['backbone.layer3.0.conv1.weight']
-    torch.save({'state_dict': state}, tmp_path / 'cut.pth')
-    with pytest.raises(InputError, match=r'cut.pth: its backbone does not fit the detector: layer3\.0\.conv1\.weight'):
-        study.export_backbone(tmp_path / 'cut.pth', detector, tmp_path / 'cut_backbone.pth')
-    assert not (tmp_path / 'cut_backbone.pth').exists()
-
-
 @pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
 def test_detectors_start_from_the_weights_they_should(study, data, tmp_path, monkeypatch, method):
     one = study.Study(data, tmp_path / 'out', 'small')
