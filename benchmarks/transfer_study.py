@@ -12,6 +12,7 @@ came of it.
 
 import argparse
 import fcntl
+import hashlib
 import json
 import random
 import shlex
@@ -43,7 +44,6 @@ class Setting:
     """The size of a study.
 
     Attributes:
-        photos (int, optional): Photos of train/ for pre-training; all of them if None.
         epochs (int): Of CCOP's pre-training.
         view (int): Side of a view in pixels, in pre-training and in the pointing probe.
         knn_size (int): Short side of a photo in the kNN probe; a view covers 0.6 of a photo on average, so objects are
@@ -52,7 +52,6 @@ class Setting:
         detector_epochs (dict[int, int]): Epochs of fine-tuning by per cent of the labels.
     """
 
-    photos: int | None
     epochs: int
     view: int
     knn_size: int
@@ -61,8 +60,8 @@ class Setting:
 
 
 SETTINGS = {
-    'small': Setting(None, 15, 80, 96, False, {10: 12, 100: 6}),
-    'full': Setting(None, 200, 160, 208, True, {10: 48, 100: 24}),
+    'small': Setting(15, 80, 96, False, {10: 12, 100: 6}),
+    'full': Setting(200, 160, 208, True, {10: 48, 100: 24}),
 }
 
 
@@ -88,8 +87,7 @@ class Study:
                 )
         self._content = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
         self._claim()
-        photos = len(self._content['images'])
-        self.photos = min(photos, self.setting.photos or photos)
+        self.photos = len(self._content['images'])
 
     def _claim(self) -> None:
         """Refuses a folder in which another study was begun, or in which one is running."""
@@ -99,7 +97,10 @@ class Study:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f'a study is running in {self.out}; wait for it, or name another --out') from None
-        mine, file = dict(data=str(self.data), setting=self.name, epochs=self.epochs), self.out / 'study.json'
+        recipe = ''.join(Config.fromfile(self.config(method)).dump() for method in ('ccop', 'mocov2'))
+        digest = hashlib.sha256(recipe.encode()).hexdigest()
+        mine = dict(data=str(self.data), setting=self.name, epochs=self.epochs, configs=digest)
+        file = self.out / 'study.json'
         if file.is_file() and json.loads(file.read_text(encoding='utf-8')) != mine:
             raise InputError(f'{self.out} holds another study ({file.read_text().strip()}); name another --out')
         with atomic_write(file, 'w') as handle:

@@ -125,7 +125,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def gaussian_blur_on_cpu(images: Tensor, sigma: Tensor, radius: int) -> None:
-    """:func:`gaussian_blur` by OpenCV and in place: a grouped convolution takes 3 to 20 times as long on a CPU.
+    """:func:`gaussian_blur` by OpenCV and in place: a grouped convolution takes longer on a CPU (docs/performance.md).
 
     Args:
         images (Tensor): ``(B, 3, H, W)`` on the CPU.
@@ -136,9 +136,13 @@ def gaussian_blur_on_cpu(images: Tensor, sigma: Tensor, radius: int) -> None:
     for row in sigma.nonzero().flatten().tolist():
         kernel = kernels[row][kernels[row] > 0]  # its own taps
         for plane in images[row]:  # (H, W)
-            exact = plane if plane.dtype == torch.float64 else plane.float()  # OpenCV has no half precision
-            blurred = cv2.sepFilter2D(exact.numpy(), -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
-            plane.copy_(torch.from_numpy(blurred))
+            whole = plane.element_size() > 2  # OpenCV has no half precision
+            exact = (plane if whole else plane.float()).numpy()
+            blurred = cv2.sepFilter2D(exact, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+            if whole:
+                exact[...] = blurred  # by numpy: torch would wake its threads for each plane
+            else:
+                plane.copy_(torch.from_numpy(blurred))
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:

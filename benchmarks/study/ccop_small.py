@@ -7,7 +7,7 @@ model = dict(
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     image_projector=dict(in_channels=256, hid_channels=512),
     object_projector=dict(in_channels=64 * 7 * 7, hid_channels=512),
-    # Half of 224 px's sides for 80 px: at those P4 and P5 get few objects, at a third of them C3 learns less.
+    # Half of the usual 48, 96, 192. With the full ones P4 and P5 get few objects; with a third C3 learns less.
     object_pool=dict(level_sides=(24, 48, 96)),
     # Some hundred steps are the beginning of a long run, so they get the first seventh of the paper's curriculum. Its
     # end takes positives of IoU 0.3 from a network that does not yet find those of 0.8.

@@ -39,6 +39,9 @@ class RoIs:
 class ObjectPool(nn.Module):
     """RoIAlign 7x7 for all boxes of a batch, one call per pyramid level.
 
+    ``layers`` are mmcv's; a CPU takes :func:`ccop_mm.models.roi_align.roi_align_on_cpu` in their place, which does what
+    they are set to do.
+
     Args:
         strides (tuple[int, ...]): Pixels per cell of each level; P2 to P5 by default.
         level_sides (tuple[float, ...]): Largest box side, sqrt(area) in pixels, of every level but the last. The paper

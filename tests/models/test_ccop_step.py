@@ -158,7 +158,7 @@ def test_the_fast_path_finds_the_plain_losses(plain_run, half, tolerance):
     """Total losses at each of 50 steps of the plain run, from its weights and queues.
 
     From its own weights a step may choose another hardest candidate than the plain path's, and training so small a
-    network multiplies that.
+    network multiplies that. (Gradients are compared by the test above, whose weights they make.)
     """
     losses, states = plain_run(torch.float32)
     torch.testing.assert_close(
@@ -206,9 +206,9 @@ def fifty_steps(dtype, half=False, fast=False, record=None, states=()):
         torch.manual_seed(step)  # of the jitter
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
             loss = total(model.loss([view.to(dtype) for view in views], samples))
-        optimizer.zero_grad()
-        loss.backward()
         if not states:
+            optimizer.zero_grad()
+            loss.backward()
             optimizer.step()
         found.append(loss.item())
     return torch.tensor(found, dtype=torch.float64)

@@ -136,7 +136,7 @@ def test_the_kernel_is_never_asked_for_no_box(generator, monkeypatch):
     assert asked == [1]
 
 
-def test_a_gpus_kernels_pool_the_same(generator, monkeypatch):
+def test_mmcvs_layers_pool_the_same(generator, monkeypatch):
     pool, pyramid = ObjectPool(), pyramid_of(generator)
     corner = torch.rand(30, 2, generator=generator, dtype=torch.float64) * 180
     side = torch.rand(30, 2, generator=generator, dtype=torch.float64) ** 3 * 200 + 5

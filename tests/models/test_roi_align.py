@@ -41,12 +41,12 @@ def test_float32_is_as_near_to_float64_as_mmcvs(generator):
     assert (found - exact).abs().max() < 2 * (theirs - exact).abs().max() + 1e-5
 
 
-def test_no_boxes_and_no_batch(generator):
+def test_no_boxes_and_boxes_without_area(generator):
     features = torch.randn(2, 4, 6, 6, generator=generator, requires_grad=True)
     found = roi_align_on_cpu(features, torch.zeros(0, 5), 7, 0.25)
     assert found.shape == (0, 4, 7, 7)
-    flat = roi_align_on_cpu(features, torch.tensor([[1.0, 8, 8, 8, 20]]), 7, 0.25)  # without width
-    assert flat.shape == (1, 4, 7, 7) and not flat.any()
+    flat = roi_align_on_cpu(features, torch.tensor([[1.0, 8, 8, 8, 20], [0, 9, 2, 4, 8]]), 7, 0.25)
+    assert flat.shape == (2, 4, 7, 7) and not flat.any()
     (found.sum() + flat.sum()).backward()
     assert not features.grad.any()
 
