@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -189,6 +190,8 @@ def run_as_script(arguments, log):
 def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(propose_tool, photos, tmp_path):
     out, partial, log = tmp_path / 'x.npz', tmp_path / 'x.npz.partial', tmp_path / 'log'
     slow = ('--engine', 'opencv')
+    for number in range(300):  # seconds of work: on a busy machine the signal may come late
+        shutil.copy(photos / '0.png', photos / f'again_{number}.png')
     source = run_as_script((photos, '--out', out, '--workers', 1, *slow), log)
     child = multiprocessing.get_context('forkserver').Process(target=exec, args=(source, {}))
     child.start()
