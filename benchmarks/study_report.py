@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ccop_mm.evaluation import PointingResult, read_pointing_result
 from ccop_mm.fileio import atomic_write
 from ccop_mm.visualization import save_figure
+from ccop_mm.visualization.palette import COLORS, WIDTH
 
 TITLES = {
     'random': 'random weights',
@@ -20,14 +21,14 @@ TITLES = {
     'image': 'CCOP, image loss alone',
     'ccop': 'CCOP',
 }
-#: Okabe and Ito's palette, and a marker each: told apart in grey as well.
+#: A color and a marker each: told apart in grey as well.
 STYLES = {
     'random': ('#999999', 'o'),
-    'random-bn': ('#000000', 'v'),
-    'mocov2': ('#E69F00', 's'),
-    'mocov2-time': ('#D55E00', 'D'),
-    'image': ('#CC79A7', 'P'),
-    'ccop': ('#0072B2', '^'),
+    'random-bn': (COLORS[6], 'v'),
+    'mocov2': (COLORS[1], 's'),
+    'mocov2-time': (COLORS[5], 'D'),
+    'image': (COLORS[3], 'P'),
+    'ccop': (COLORS[0], '^'),
 }
 
 
@@ -180,7 +181,7 @@ def draw(outcomes: list[Outcome]) -> Figure:
     """Pointing accuracy by level, a mark a method, bars for the intervals."""
     pooled = pool_seeds(outcomes)
     levels = _levels(pooled)
-    figure = Figure(figsize=(7.16, 3.2), facecolor='white', layout='constrained')
+    figure = Figure(figsize=(WIDTH, 3.2), facecolor='white', layout='constrained')
     axes = figure.add_subplot()
     width = 0.7 / len(pooled)
     for number, (method, result) in enumerate(pooled.items()):

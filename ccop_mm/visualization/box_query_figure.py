@@ -17,12 +17,12 @@ from ccop_mm.evaluation.object_features import inference_mode, read_photo
 from ccop_mm.evaluation.pointing import box_similarity
 from ccop_mm.evaluation.pointing_probe import MAX_SHARE, ViewDrawer
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
-from ccop_mm.visualization.palette import WIDTH
+from ccop_mm.visualization.palette import COLORS, WIDTH
 
 #: Pairs of views drawn of a photo before it is passed over.
 DRAWS = 5
 #: White and black, one over the other, show on every color of a map.
-QUERY_COLOR, TRUE_COLOR = '#E69F00', 'white'
+QUERY_COLOR, TRUE_COLOR = COLORS[1], 'white'
 
 
 @dataclass

@@ -19,12 +19,8 @@ from ccop_mm.boxes import area, pairwise_iou
 from ccop_mm.errors import InputError
 from ccop_mm.proposals import BadPhoto, ProposalStore, load_photo
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
+from ccop_mm.visualization.palette import PHOTO_COLORS, WIDTH
 
-#: Okabe and Ito's palette, told apart by color-blind readers too; those of it that show on photos.
-COLORS = ('#E69F00', '#56B4E9', '#F0E442', '#CC79A7', '#009E73', '#D55E00')
-
-#: Width of a figure in inches: two columns of the usual two-column page.
-WIDTH = 7.16
 GAP, TITLE, LEGEND = 0.05, 0.36, 0.26  # inches between cells, above them and below them
 #: Height by width of the tallest cell; taller photos are shown smaller, so that one of them does not fill the page.
 MAX_CELL_RATIO = 1.0
@@ -179,7 +175,7 @@ def load_jitter(config: str | Path | None = None):
 
 
 def _make_cells(shapes: list[tuple[int, int]], num_columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of :data:`WIDTH` and, per photo, a row of axes that fits the photo's shape."""
+    """A figure of the page's width and, per photo, a row of axes that fits the photo's shape."""
     cell_width = (WIDTH - GAP * (num_columns + 1)) / num_columns
     heights = [cell_width * min(height / width, MAX_CELL_RATIO) for height, width in shapes]
     total = TITLE + LEGEND + sum(heights) + GAP * (len(heights) - 1)
@@ -202,7 +198,7 @@ def _draw_cell(axes: Axes, photo, shown, objects, candidates, valid) -> None:
     axes.set_axis_off()
     _add_boxes(axes, shown, 'proposal', edgecolor='white', linewidth=0.5)
     for number, box in enumerate(objects):
-        color = COLORS[number % len(COLORS)]
+        color = PHOTO_COLORS[number % len(PHOTO_COLORS)]
         _add_boxes(axes, candidates[number][valid[number]], 'candidate', edgecolor=color, linewidth=0.6, alpha=0.9)
         _add_boxes(axes, box[None], 'object', edgecolor=color, linewidth=1.8)
 
@@ -215,8 +211,8 @@ def _add_boxes(axes: Axes, boxes: torch.Tensor, label: str, **style) -> None:
 def _add_legend(figure: Figure) -> None:
     entries = [
         (Line2D([], [], color='0.6', linewidth=0.5), 'proposals (white)'),
-        (Line2D([], [], color=COLORS[0], linewidth=1.8), 'one of them as key box'),
-        (Line2D([], [], color=COLORS[0], linewidth=0.6), 'its jittered candidates'),
+        (Line2D([], [], color=PHOTO_COLORS[0], linewidth=1.8), 'one of them as key box'),
+        (Line2D([], [], color=PHOTO_COLORS[0], linewidth=0.6), 'its jittered candidates'),
     ]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc='lower center', ncols=3, fontsize=8, frameon=False, borderpad=0.2)

@@ -11,9 +11,8 @@ from ccop_mm.fileio import atomic_write
 from ccop_mm.proposals import BadPhoto, ProposalStore, load_photo
 from ccop_mm.proposals.evaluate import match, read_objects
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
+from ccop_mm.visualization.palette import COLORS, PHOTO_COLORS, bgr
 
-#: Okabe and Ito's palette in BGR, told apart by color-blind readers too.
-COLORS = ((0, 159, 230), (233, 180, 86), (66, 228, 240), (167, 121, 204), (115, 158, 0), (0, 94, 213))
 TRUE_COLOR = (255, 255, 255)
 
 
@@ -31,7 +30,7 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, true_boxes: np.ndarray | No
     drawn = np.array(image, order='C')
     width = max(1, round(max(image.shape[:2]) / 400))
     for number, box in enumerate(boxes):
-        _draw(drawn, box, COLORS[number % len(COLORS)], width)
+        _draw(drawn, box, bgr(PHOTO_COLORS[number % len(PHOTO_COLORS)]), width)
     for box in () if true_boxes is None else true_boxes:
         _draw(drawn, box, (0, 0, 0), 4 * width)
         _draw(drawn, box, TRUE_COLOR, 2 * width)
@@ -124,7 +123,7 @@ def draw_sizes(
     figure = Figure(figsize=(3.5, 2.6), facecolor='white', layout='constrained')
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 41)
-    for (label, sides), color in zip(series.items(), ('#0072B2', '#D55E00'), strict=False):
+    for (label, sides), color in zip(series.items(), (COLORS[0], COLORS[5]), strict=False):
         share = np.full(len(sides), 100 / max(1, len(sides)))
         label = f'{label} ({len(sides):,})'
         axes.hist(sides, bins, weights=share, histtype='stepfilled', color=color, alpha=0.3)

@@ -54,10 +54,20 @@ def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
     ccop, moco = configs['ccop'], configs['mocov2']
     assert ccop.train_dataloader == moco.train_dataloader
     assert ccop.optim_wrapper == moco.optim_wrapper and ccop.param_scheduler == moco.param_scheduler
+    assert ccop.param_scheduler == [], 'the small setting is the beginning of a longer run'
     assert ccop.train_cfg.max_epochs == 7 and ccop.randomness.seed == 3
     assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size
     assert moco.model.momentum == ccop.model.momentum
     assert configs['image'].train_dataloader.dataset.num_proposals == 0
+
+
+def test_the_full_setting_anneals_to_the_end_of_the_run(study, data, tmp_path, monkeypatch):
+    one = study.Study(data, tmp_path / 'out', 'full')
+    (tmp_path / 'out' / 'proposals.npz').touch()
+    one.photos = 128  # a step's
+    monkeypatch.setattr(one, 'subset', lambda *args, **options: tmp_path / 'photos.json')
+    (schedule,) = Config.fromfile(one.pretrain_config('ccop', 0, 5, {})).param_scheduler
+    assert (schedule.type, schedule.T_max, schedule.eta_min) == ('CosineAnnealingLR', 5, 0)
 
 
 def test_configs_of_both_settings_build(study):
@@ -104,13 +114,19 @@ def test_finished_steps_are_not_run_again(study, data, tmp_path):
     assert (tmp_path / 'out' / 'commands.txt').read_text() == 'python tools/absent.py\n'
 
 
-def test_a_folder_of_another_study_is_refused(study, data, tmp_path):
+def test_a_folder_of_another_study_is_refused(study, data, tmp_path, monkeypatch):
     one = study.Study(data, tmp_path / 'out', 'small')
     with pytest.raises(InputError, match='a study is running in'):
         study.Study(data, tmp_path / 'out', 'small')
     one._lock.close()
     with pytest.raises(InputError, match='holds another study'):
         study.Study(data, tmp_path / 'out', 'small', epochs=3)
+    other = tmp_path / 'mocov2_small.py'  # as if a config had been edited since
+    other.write_text(f"_base_ = ['{study.CONFIGS / 'mocov2_small.py'}']\nmodel = dict(momentum=0.9)\n")
+    monkeypatch.setattr(study.Study, 'config', lambda self, method: other)
+    with pytest.raises(InputError, match='holds another study'):
+        study.Study(data, tmp_path / 'out', 'small')
+    monkeypatch.undo()
     with pytest.raises(InputError, match='val does not exist'):
         (data / 'val').rmdir()
         study.Study(data, tmp_path / 'new', 'small')

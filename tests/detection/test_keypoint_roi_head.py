@@ -159,6 +159,10 @@ def test_no_detection_gives_empty_fields():
             assert result.keypoint_scores.shape == (0, NUM_KEYPOINTS)
 
 
+def has_gradient(module):
+    return any(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+
 def test_with_a_mask_branch_too():
     head, x = roi_head(with_mask=True), features(1)
     data = sample([BOX])
@@ -166,7 +170,12 @@ def test_with_a_mask_branch_too():
 
     data.gt_instances.masks = BitmapMasks([torch.ones(HEIGHT, WIDTH).numpy().astype('uint8')], HEIGHT, WIDTH)
     losses = head.loss(x, proposals(1), [data])
-    assert losses['loss_mask'].item() > 0 and losses['loss_keypoint'].item() > 0
+    assert set(losses) == {'loss_cls', 'acc', 'loss_bbox', 'loss_mask', 'loss_keypoint'}
+    for name, branch in (('loss_mask', head.mask_head), ('loss_keypoint', head.keypoint_head)):
+        head.zero_grad()
+        losses[name].backward(retain_graph=True)
+        trained = {part for part in ('mask_head', 'keypoint_head') if has_gradient(head.get_submodule(part))}
+        assert has_gradient(branch) and len(trained) == 1, name
     plain = head.predict(x, proposals(1), [sample()], rescale=False)[0]
     (result,) = head.predict(x, proposals(1), [sample()], rescale=True)
     assert result.masks.shape == (6, 2 * HEIGHT, 3 * WIDTH)

@@ -9,7 +9,7 @@ import pytest
 from ccop_mm.errors import InputError
 from ccop_mm.proposals import ProposalStore
 from ccop_mm.visualization import browse, draw_boxes, draw_sizes
-from ccop_mm.visualization.proposal_figure import COLORS
+from ccop_mm.visualization.palette import PHOTO_COLORS, bgr
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_lines_lie_just_inside_the_boxes():
     expected[6:26, 5:35] = True
     expected[7:25, 6:34] = False
     np.testing.assert_array_equal((drawn != 100).any(axis=2), expected)
-    assert (drawn[expected] == COLORS[0]).all()
+    assert (drawn[expected] == bgr(PHOTO_COLORS[0])).all()
 
 
 def test_true_boxes_are_white_on_black():

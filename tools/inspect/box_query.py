@@ -9,6 +9,7 @@ import argparse
 from ccop_mm.errors import exit_on_input_error
 from ccop_mm.evaluation import load_model
 from ccop_mm.evaluation.annotated_photos import read_annotated_photos
+from ccop_mm.evaluation.arguments import add_probe_arguments
 from ccop_mm.evaluation.feature_maps import PYRAMID, STRIDES
 from ccop_mm.evaluation.object_features import to_device
 from ccop_mm.visualization import check_figure_path, collect_box_queries, draw_box_queries
@@ -18,15 +19,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('config', help='pre-training config')
-    parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint; random weights without it')
-    parser.add_argument('--annotations', required=True, help='COCO json with boxes')
-    parser.add_argument('--images', required=True, help='folder that its file names are relative to')
+    add_probe_arguments(parser)
     parser.add_argument('--out', required=True, help='figure to write, *.png or *.svg')
     parser.add_argument('--num', type=int, default=4, help='number of objects (default: %(default)s)')
     parser.add_argument('--levels', nargs='+', choices=STRIDES, default=PYRAMID, help='maps (default: P2 P3 P4 P5)')
     parser.add_argument('--size', type=int, default=224, help='side of a view in pixels (default: %(default)s)')
-    parser.add_argument('--device', default='cpu', help='e.g. cuda (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of photos, views and random weights')
     return parser.parse_args(argv)
 

@@ -9,6 +9,7 @@ import json
 
 from ccop_mm.errors import exit_on_input_error
 from ccop_mm.evaluation import extract_object_features, format_knn_report, knn_report, load_model
+from ccop_mm.evaluation.arguments import add_probe_arguments
 from ccop_mm.evaluation.feature_maps import STAGES
 from ccop_mm.fileio import atomic_write
 
@@ -17,17 +18,13 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('config', help='pre-training config')
-    parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint; random weights without it')
-    parser.add_argument('--annotations', required=True, help='COCO json with boxes')
-    parser.add_argument('--images', required=True, help='folder that its file names are relative to')
+    add_probe_arguments(parser)
     parser.add_argument(
         '--stage', choices=STAGES, default='C5', help='where the backbone feature is pooled (default: %(default)s)'
     )
     parser.add_argument('--max-objects', type=int, help='use a random subset of the photos with about so many objects')
     parser.add_argument('--size', type=int, default=224, help='short side of a photo in pixels (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='photos a batch (default: %(default)s)')
-    parser.add_argument('--device', default='cpu', help='e.g. cuda (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of random weights (default: %(default)s)')
     parser.add_argument('--json', help='also write the numbers to this file')
     return parser.parse_args(argv)

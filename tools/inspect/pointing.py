@@ -17,20 +17,17 @@ from ccop_mm.evaluation import (
     read_pointing_result,
     write_pointing_result,
 )
+from ccop_mm.evaluation.arguments import add_probe_arguments
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('config', help='pre-training config')
-    parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint; random weights without it')
-    parser.add_argument('--annotations', required=True, help='COCO json with boxes')
-    parser.add_argument('--images', required=True, help='folder that its file names are relative to')
+    add_probe_arguments(parser)
     parser.add_argument('--size', type=int, default=224, help='side of a view in pixels (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=1, help='pairs of views a photo (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=16, help='photos a batch (default: %(default)s)')
-    parser.add_argument('--device', default='cpu', help='e.g. cuda (default: %(default)s)')
     parser.add_argument(
         '--seed', type=int, default=0, help='seed of random weights; the views do not depend on it (default: 0)'
     )

@@ -8,6 +8,7 @@ import argparse
 
 from ccop_mm.errors import exit_on_input_error
 from ccop_mm.evaluation import extract_object_features, load_model
+from ccop_mm.evaluation.arguments import add_probe_arguments
 from ccop_mm.evaluation.feature_maps import STAGES
 from ccop_mm.evaluation.knn_report import FEATURES
 from ccop_mm.visualization import check_figure_path, class_names, draw_tsne, project
@@ -17,10 +18,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('config', help='pre-training config')
-    parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint; random weights without it')
-    parser.add_argument('--annotations', required=True, help='COCO json with boxes')
-    parser.add_argument('--images', required=True, help='folder that its file names are relative to')
+    add_probe_arguments(parser)
     parser.add_argument('--out', required=True, help='figure to write, *.png or *.svg')
     parser.add_argument(
         '--stage', choices=STAGES, default='C5', help='where the backbone feature is pooled (default: %(default)s)'
@@ -29,7 +27,6 @@ def parse_args(argv=None):
     parser.add_argument('--max-objects', type=int, default=2000, help='about so many objects (default: %(default)s)')
     parser.add_argument('--perplexity', type=float, default=30, help="t-SNE's (default: %(default)s)")
     parser.add_argument('--batch-size', type=int, default=16, help='photos a batch (default: %(default)s)')
-    parser.add_argument('--device', default='cpu', help='e.g. cuda (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of objects, of t-SNE and of random weights')
     return parser.parse_args(argv)
 
