@@ -115,6 +115,15 @@ def test_no_objects_and_no_candidates(name, part):
     assert run(60, **{name: lambda step: 0.0 if step % 2 else 0.01}).lines == []
 
 
+@pytest.mark.parametrize('name, bad, good', [('loss_img', math.log(LENGTH + 1), 2.0), ('acceptance', 0.0, 0.1)])
+@pytest.mark.parametrize('start', [0, 20])
+def test_three_looks_must_agree(name, bad, good, start):
+    start = max(start, 7 if name == 'loss_img' else 0)  # from where on the loss is judged
+    for looks, warnings in ((2, 0), (3, 1)):
+        lines = run(40, **{name: lambda step, end=start + looks: bad if start <= step < end else good}).lines
+        assert len(lines) == warnings, looks
+
+
 def test_queue_full_of_the_same_images():
     lines = run(60, ids=lambda step: [(step * BATCH + n) % 24 for n in range(BATCH)]).lines
     assert len(lines) == 1
