@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,17 @@ def test_iterations_and_no_probe_at_the_start(small_config, annotated):
     assert set(rows[8]) == {
         *(f'probe/knn_{name}@{k}' for name in ('C5', 'embedding') for k in (2, 5)), 'probe/knn_chance', 'step',
     }  # fmt: skip
+
+
+def test_the_same_weights_are_probed_once(small_config, annotated, monkeypatch):
+    steps = []
+    monkeypatch.setattr(ProbeHook, 'measure', lambda self, runner: steps.append(runner.iter) or {'chance': 0.5})
+    train(config(small_config, annotated, epochs=2))
+    # The end of the second epoch is the run's too.
+    assert steps == [0, 8]
+    hook = ProbeHook(**annotated)
+    hook.before_train(SimpleNamespace(iter=4))  # a resumed run, whose weights were probed before
+    assert steps == [0, 8]
 
 
 def test_fewer_photos(small_config, annotated, monkeypatch):
