@@ -96,6 +96,13 @@ def planted(offset):
     return maps, boxes
 
 
+def test_of_a_cell_at_the_edge_the_visible_part_counts():
+    # 22 pixels in cells of 4: the last shows 20 to 22, so its center is 21.
+    for end, expected in ((21.5, True), (20.5, False)):
+        inside = cells_inside(torch.tensor([[19.0, 19.0, end, end]]), (6, 6), (22, 22), 4)
+        assert inside[0, 5, 5].item() == expected and inside.sum() == expected
+
+
 @pytest.mark.parametrize('offset', [0, 2])
 def test_planted_objects_are_found_and_exchanged_ones_are_not(offset):
     maps, boxes = planted(offset)
@@ -136,6 +143,12 @@ def test_no_objects_and_broken_features():
     similarity[1, 0, 1] = torch.nan
     with pytest.raises(InputError, match='1 of 3 objects are not finite'):
         pointing_hits(similarity, similarity == 0)
+
+
+def test_interval_weighs_groups_by_their_members():
+    # Of two groups, of 1 and of 99 members, both are drawn half of the time: then the mean is that of all.
+    values, groups = np.append(np.zeros(1), np.ones(99)), np.append(0, np.full(99, 7))
+    assert bootstrap_interval(values, groups, confidence=0.4) == (0.99, 0.99)
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
