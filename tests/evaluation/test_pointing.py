@@ -151,6 +151,14 @@ def test_interval_weighs_groups_by_their_members():
     assert bootstrap_interval(values, groups, confidence=0.4) == (0.99, 0.99)
 
 
+@pytest.mark.parametrize('confidence, deviations', [(0.95, 1.96), (0.8, 1.282)])
+def test_interval_of_many_single_members_is_the_normal_one(confidence, deviations):
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = bootstrap_interval(values, np.arange(400), confidence, draws=20_000)
+    expected = deviations * values.std() / 20
+    assert (values.mean() - low, high - values.mean()) == pytest.approx((expected, expected), rel=0.05)
+
+
 def test_interval_covers_the_mean_as_often_as_it_says():
     # 60 photos of 1 to 4 objects that all score alike: intervals over objects would be too narrow.
     rng = np.random.default_rng(0)
