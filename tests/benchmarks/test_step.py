@@ -58,6 +58,13 @@ def test_the_released_way_has_the_losses_of_the_reference_preset(parts):
     torch.testing.assert_close(slow_model.object_queue.keys, model.object_queue.keys, rtol=0, atol=1e-4)
 
 
+def test_whole_batches_are_whole(parts):
+    variants, _, _ = parts
+    setting = variants.Setting(depth=18, size=64, batch=4, objects=2, jitter=2, queue=16)
+    assert variants.ccop_whole(setting).module.key_batch == 'none'
+    assert variants.ccop(setting).module.key_batch == 'auto'
+
+
 def test_the_peak_is_that_of_what_is_held_at_once(parts):
     variants, _, meters = parts
 

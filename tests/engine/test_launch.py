@@ -294,6 +294,7 @@ def test_a_slip_in_a_config_is_one_line(tmp_path, slip):
 def test_a_photo_that_cannot_be_read_ends_no_run_of_a_detector():
     path = ROOT / 'configs/transfer/mask_rcnn/mask-rcnn_r50-fpn_random_1x_coco.py'
     cfg = Config.fromfile(path)
+    cfg._cfg_dict['test_dataloader'] = cfg._cfg_dict['val_dataloader']  # one object, as a config in Python may have it
     launch._tolerate_bad_photos(cfg, 'train_dataloader', 'redraw')
     launch._tolerate_bad_photos(cfg, 'val_dataloader', 'blank')
     firsts = {loader: cfg[f'{loader}_dataloader'].dataset.pipeline[0] for loader in ('train', 'val', 'test')}

@@ -91,6 +91,23 @@ def test_train_test_summarize(call, scenes, tmp_path):
         assert len(truth.loadRes(f'{results}.{kind}.json').getAnnIds()) == len(detections)
 
 
+def test_a_truncated_photo_ends_neither_training_nor_test(call, tmp_path):
+    annotations = write_scenes(tmp_path, num_train=1, num_val=2, size=(64, 96))['val']
+    photo = tmp_path / 'images' / json.loads(annotations.read_text())['images'][0]['file_name']
+    os.truncate(photo, photo.stat().st_size // 2)
+    retina = TRANSFER / 'retinanet/retinanet_r50-fpn_random_1x_coco.py'
+    config = write_config(retina, (tmp_path / 'images', annotations), tmp_path)
+    code, _, error = call('train.py', config, '--work-dir', tmp_path / 'work')  # trains on both photos and validates
+    assert code == 0, error
+    metrics = tmp_path / 'metrics.json'
+    arguments = (config, tmp_path / 'work/iter_1.pth', '--work-dir', tmp_path / 'test', '--out', metrics)
+    code, _, error = call('test.py', *arguments)
+    assert code == 0, error
+    assert 'coco/bbox_mAP' in json.loads(metrics.read_text())
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert f'{photo} cannot be read, another takes its place' in log
+
+
 def test_export_and_import(call, tmp_path):
     checkpoint = tmp_path / 'epoch_800.pth'
     torch.save(dict(state_dict=pretraining(18).state_dict(), meta=dict(epoch=800)), checkpoint)
