@@ -167,5 +167,11 @@ def test_report(study, tmp_path):
     assert difference[3].strip() == '-'  # MoCo has no P2
     assert '| CCOP | 7.0 +- 0.0 (14.0 +- 0.0) |' in text
     assert '| CCOP | 70.0 +- 0.0 | 70.0 +- 0.0 |' in text
+    (axes,) = sys.modules['study_report'].draw([one for one, _ in made]).axes
+    for container, method in zip(axes.containers, ('mocov2', 'ccop'), strict=True):
+        pooled = sys.modules['study_report'].pool_seeds([one for one, _ in made])[method].report()
+        assert container.lines[0].get_ydata()[0] == pytest.approx(100 * pooled['C4'])
+        (low, high) = container.lines[2][0].get_segments()[0][:, 1]
+        assert (low, high) == pytest.approx((100 * pooled['C4_low'], 100 * pooled['C4_high']))
     assert (tmp_path / 'results.png').exists() and (tmp_path / 'results.svg').exists()
     assert (tmp_path / 'results.md').read_text() == text
