@@ -14,9 +14,13 @@ from ccop_mm.models.key_plan import KEY_BATCHES, KeyPlan, gather_rows, plan_keys
 from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 from ccop_mm.models.queue import FeatureQueue
+from ccop_mm.models.split_batch_norm import SplitBatchNorm2d, can_split, deinterleave, interleave, split_statistics
 
 #: The parts of the query encoder that the key encoder follows.
 ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
+
+#: Those that work on images, and take batch statistics if any do.
+IMAGE_PARTS = ENCODER_PARTS[:3]
 
 #: Below this many images, batch statistics are too noisy to train with (a rule of thumb; the paper has 32 per GPU).
 FEW_IMAGES = 8
@@ -116,6 +120,8 @@ class CCOP(BaseModel):
         self.object_pool = ObjectPool(**(object_pool or {}))
         self.image_queue = FeatureQueue(queue_len, feat_dim)
         self.object_queue = FeatureQueue(object_queue_len or queue_len, feat_dim)
+        for name in IMAGE_PARTS:
+            SplitBatchNorm2d.convert(self.get_submodule(name))
         self.encoder_k = MomentumEncoder(self._encoder_parts(), momentum)
         self.key_batch = key_batch
         self.bn_group = bn_group
@@ -157,14 +163,24 @@ class CCOP(BaseModel):
 
     def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images."""
-        embeddings, pyramids = [], []
-        for group in images.contiguous(memory_format=self.memory_format).split(sizes):
-            features = encoder.backbone(group)
-            embeddings.append(encoder.image_projector(features[-1].mean(dim=(2, 3))))
-            pyramids.append(encoder.neck(features))
-        if len(sizes) == 1:
-            return embeddings[0], tuple(pyramids[0])
+        images, groups = images.contiguous(memory_format=self.memory_format), len(sizes)
+        if groups == 1:
+            return self._encode_images(encoder, images)
+        parts = [getattr(encoder, name) for name in IMAGE_PARTS]
+        # A group's channels lie side by side with another's in (B, C, H, W) alone, not in channels-last memory.
+        if len(set(sizes)) == 1 and self.memory_format == torch.contiguous_format and all(map(can_split, parts)):
+            with split_statistics(parts, groups):
+                embeddings, pyramid = self._encode_images(encoder, interleave(images, groups))
+            return deinterleave(embeddings, groups), tuple(deinterleave(level, groups) for level in pyramid)
+        encoded = [self._encode_images(encoder, group) for group in images.split(sizes)]
+        embeddings, pyramids = zip(*encoded, strict=True)
         return torch.cat(embeddings), tuple(torch.cat(level) for level in zip(*pyramids, strict=True))
+
+    @staticmethod
+    def _encode_images(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Image embeddings and the pyramid of a batch."""
+        features = encoder.backbone(images)
+        return encoder.image_projector(features[-1].mean(dim=(2, 3))), tuple(encoder.neck(features))
 
     def loss(self, inputs: list[Tensor], data_samples: list) -> dict[str, Tensor]:
         """One training step's losses (Eq. 4 is their plain sum, which mmengine makes) and what is worth watching.

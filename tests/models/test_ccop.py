@@ -1,3 +1,4 @@
+import copy
 import json
 import zlib
 from pathlib import Path
@@ -273,15 +274,24 @@ def test_running_statistics_move_and_the_key_encoder_starts_as_the_query(generat
         assert torch.equal(parameter, model.get_parameter(name)), name
 
 
-def test_split_groups_have_statistics_of_their_own(generator):
-    # Two groups of B/2 must see what two batches of B/2 see.
-    model = MODELS.build(config(key_batch='split')).double().train()
-    views, _ = random_batch([0] * 6, generator, dtype=torch.float64)
-    with torch.no_grad():
-        together, pyramid = model._encode(model, views[0], [3, 3])
-        apart = [model._encode(model, half, [3]) for half in views[0].split(3)]
-    torch.testing.assert_close(together, torch.cat([embedding for embedding, _ in apart]))
+@pytest.mark.parametrize('changes', [{}, dict(channels_last=True)])  # in one pass over the batch; in one for each group
+@pytest.mark.parametrize('sizes', [[2, 2, 2], [3, 2]])
+def test_split_groups_have_statistics_of_their_own(generator, changes, sizes):
+    # Groups of one batch must see, and do to the running statistics, what batches of their size do one after the other.
+    model = MODELS.build(config(key_batch='split', **changes)).double().train()
+    views, _ = random_batch([0] * sum(sizes), generator, dtype=torch.float64)
+    other = copy.deepcopy(model)
+    embeddings, pyramid = model._encode(model, views[0], sizes)
+    apart = [other._encode(other, group, [len(group)]) for group in views[0].split(sizes)]
+    torch.testing.assert_close(embeddings, torch.cat([embedding for embedding, _ in apart]))
     torch.testing.assert_close(pyramid[2], torch.cat([levels[2] for _, levels in apart]))
+    for name, buffer in other.backbone.named_buffers():
+        torch.testing.assert_close(model.backbone.get_buffer(name), buffer, msg=name)
+    weight = torch.rand(pyramid[2].shape, generator=generator, dtype=torch.float64)
+    (pyramid[2] * weight).sum().backward()
+    sum((levels[2] * part).sum() for (_, levels), part in zip(apart, weight.split(sizes), strict=True)).backward()
+    for name, parameter in other.backbone.named_parameters():
+        torch.testing.assert_close(model.backbone.get_parameter(name).grad, parameter.grad, msg=name)
 
 
 def test_key_images_and_boxes_come_back_to_their_own(generator):

@@ -52,8 +52,9 @@ def with_photometric(generator):
 
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
 def test_photometric_parameters_are_applied_to_rgb_before_normalization(generator, monkeypatch, bgr_to_rgb):
-    monkeypatch.setattr('ccop_mm.models.data_preprocessor.CPU_CHUNK', 2)  # an uneven last part
     data = with_photometric(generator)
+    per_part = 2 * data['inputs'][0][0].numel()  # two images: an uneven last part
+    monkeypatch.setattr('ccop_mm.models.data_preprocessor.CPU_CHUNK', per_part)
     settings = dict(SETTINGS, bgr_to_rgb=bgr_to_rgb)
     result = TwoViewDataPreprocessor(**settings)(data)
     mean, std = (torch.tensor(SETTINGS[name]).view(3, 1, 1) for name in ('mean', 'std'))

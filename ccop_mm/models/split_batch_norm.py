@@ -1,0 +1,91 @@
+"""Batch normalization with statistics of their own for groups of a batch, in one pass over the batch."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def interleave(rows: Tensor, groups: int) -> Tensor:
+    """``(groups * n, ...)``, group after group, -> the same rows with the groups in turn: 0, n, 2n, ..., 1, n + 1."""
+    return rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def deinterleave(rows: Tensor, groups: int) -> Tensor:
+    """Undoes :func:`interleave`."""
+    return rows.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` that can take statistics over each of several groups, as if it were called once for each.
+
+    One pass over the whole batch, where a pass of the network for each group would reorder and read all its weights
+    again for the convolutions and add up the groups' gradients.
+
+    Attributes:
+        groups (int): Number of groups of equal size, whose images lie in turn (:func:`interleave`): image b is of group
+            ``b % groups``. With 1, and in evaluation, it is ``nn.BatchNorm2d``.
+    """
+
+    groups = 1
+
+    @classmethod
+    def convert(cls, module: nn.Module) -> nn.Module:
+        """Puts this layer in the place of each ``nn.BatchNorm2d`` of a module, which keeps its parameters and buffers.
+
+        Layers of other classes stay, those derived from ``nn.BatchNorm2d`` included.
+        """
+        for part in module.modules():
+            if type(part) is nn.BatchNorm2d:
+                part.__class__ = cls  # the same state, under the same names; only ``forward`` differs
+        return module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> the same shape; B a multiple of ``groups``."""
+        if self.groups == 1 or not self.training:
+            return super().forward(inputs)
+        groups, channels = self.groups, self.num_features
+        mean, var = (inputs.new_zeros(groups * channels, dtype=self.running_mean.dtype) for _ in range(2))
+        # (n * groups, C, H, W) -> (n, groups * C, H, W), a view: a group's channel is a channel
+        output = F.batch_norm(
+            inputs.reshape(-1, groups * channels, *inputs.shape[2:]),
+            mean,
+            var,
+            self.weight.repeat(groups),
+            self.bias.repeat(groups),
+            training=True,
+            momentum=1.0,  # leaves the batch's own statistics in mean and var
+            eps=self.eps,
+        )
+        with torch.no_grad():
+            # As the groups would move them one after the other: the last counts the most.
+            kept = (1 - self.momentum) ** torch.arange(groups - 1, -1, -1, device=mean.device, dtype=mean.dtype)
+            for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+                running.mul_((1 - self.momentum) ** groups).add_(self.momentum * (kept @ batch.view(groups, channels)))
+            self.num_batches_tracked.add_(groups)
+        return output.view_as(inputs)
+
+
+def can_split(module: nn.Module) -> bool:
+    """Whether all batch statistics of a module are taken by :class:`SplitBatchNorm2d`, set as usual."""
+    return all(
+        isinstance(part, SplitBatchNorm2d) and part.affine and part.track_running_stats and part.momentum is not None
+        for part in module.modules()
+        if isinstance(part, _BatchNorm)
+    )
+
+
+@contextlib.contextmanager
+def split_statistics(modules: list[nn.Module], groups: int) -> Iterator[None]:
+    """Within it, the layers of the modules take statistics over ``groups`` groups."""
+    norms = [part for module in modules for part in module.modules() if isinstance(part, SplitBatchNorm2d)]
+    for norm in norms:
+        norm.groups = groups
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.groups = 1
