@@ -70,6 +70,28 @@ def test_the_full_setting_anneals_to_the_end_of_the_run(study, data, tmp_path, m
     assert (schedule.type, schedule.T_max, schedule.eta_min) == ('CosineAnnealingLR', 5, 0)
 
 
+@pytest.mark.parametrize('setting, goes_on', [('small', True), ('full', False)])
+def test_moco_of_equal_time_goes_on_where_that_of_equal_photos_ended(
+    study, data, tmp_path, monkeypatch, setting, goes_on
+):
+    one = study.Study(data, tmp_path / 'out', setting, epochs=5)
+    (tmp_path / 'out' / 'proposals.npz').touch()
+    one.photos, commands = 128, {}
+    monkeypatch.setattr(one, 'subset', lambda *args, **options: tmp_path / 'photos.json')
+    monkeypatch.setattr(one, 'step_time', lambda method, seed: dict(ccop=0.71, mocov2=0.5)[method])
+    monkeypatch.setattr(one, 'run_tool', lambda title, done, *command: commands.update({done: list(command)}))
+    checkpoint = one.pretrain('mocov2-time', 0)
+    assert checkpoint.parts[-2:] == ('mocov2-time-0', 'epoch_8.pth'), '5 epochs * 0.71 / 0.5 = 7.1: not less than CCOP'
+    begin = tmp_path / 'out' / 'mocov2-0' / 'epoch_5.pth'
+    # A falling learning rate makes the shorter run another one than the beginning of the longer.
+    assert commands[checkpoint][-1] == (begin if goes_on else '--resume')
+    assert (begin in commands) == goes_on
+    checkpoint.parent.mkdir()
+    checkpoint.with_name('epoch_6.pth').touch()  # killed after an epoch of its own
+    one.pretrain('mocov2-time', 0)
+    assert commands[checkpoint][-1] == '--resume'
+
+
 def test_configs_of_both_settings_build(study):
     for name in study.SETTINGS:
         for method in ('ccop', 'mocov2'):
