@@ -19,6 +19,7 @@ import step_meters as meters
 import torch
 from step_variants import VARIANTS, Setting
 
+from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.fileio import atomic_write
 
 #: Seconds to leave for compiling two image encoders on a GPU (a guess).
@@ -228,6 +229,7 @@ def main():
     torch.manual_seed(0)
     if args.device == 'cpu':
         torch.set_num_threads(args.threads)
+        keep_freed_memory()  # as tools/train.py does, for all that is measured
     deadline = time.monotonic() + 60 * args.minutes
     r50, r18 = Setting(device=args.device), Setting(depth=18, size=128, batch=16, device=args.device)
     if args.tiny:

@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ccop_mm import hosts
 from ccop_mm.engine.checkpoint_hook import find_newest, read_meta
+from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.errors import InputError
 
@@ -143,6 +145,8 @@ def train(cfg: Config) -> Runner:
     _check_data(cfg.get('train_dataloader'))
     _check_data(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
     fit_queues(cfg)
+    if get_device() == 'cpu':
+        keep_freed_memory()
     _tolerate_bad_photos(cfg, 'train_dataloader', 'redraw')
     _tolerate_bad_photos(cfg, 'val_dataloader', 'blank')
     runner = build_runner(cfg)

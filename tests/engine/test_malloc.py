@@ -1,0 +1,53 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from ccop_mm.engine import malloc
+
+# Page faults while a block of 64 MB, larger than any that glibc keeps by itself, is allocated and written anew.
+FAULTS = """
+import ctypes, resource, sys
+from ccop_mm.engine.malloc import keep_freed_memory
+if sys.argv[1] == 'keep':
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2**26)
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fill()
+print(fill())
+"""
+
+
+@pytest.fixture
+def plain_environment(monkeypatch):
+    for name in ('MALLOC_ARENA_MAX', 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_', 'GLIBC_TUNABLES', 'LD_PRELOAD'):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+def test_freed_memory_is_not_faulted_in_again(plain_environment):
+    def faults(way):
+        run = subprocess.run([sys.executable, '-c', FAULTS, way], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert 10 * faults('keep') < faults('leave')  # of 16,384 pages, fewer where the system has larger ones
+
+
+@pytest.mark.parametrize('name', ['MALLOC_MMAP_MAX_', 'GLIBC_TUNABLES', 'LD_PRELOAD'])
+def test_the_environments_choice_stands(plain_environment, monkeypatch, name):
+    monkeypatch.setenv(name, '1')
+    monkeypatch.setattr(malloc.ctypes, 'CDLL', lambda *_: pytest.fail('the allocator was set'))
+    assert malloc.keep_freed_memory() is False
+
+
+def test_other_c_libraries_are_left_alone(plain_environment, monkeypatch):
+    monkeypatch.setattr(malloc.platform, 'libc_ver', lambda: ('', ''))
+    monkeypatch.setattr(malloc.ctypes, 'CDLL', lambda *_: pytest.fail('the allocator was set'))
+    assert malloc.keep_freed_memory() is False
