@@ -27,6 +27,7 @@ from mmengine.config import Config
 from study_report import Outcome, write_report
 
 from ccop_mm import demo
+from ccop_mm.engine.checkpoint_hook import find_newest
 from ccop_mm.errors import InputError, exit_on_input_error
 from ccop_mm.fileio import atomic_write
 
@@ -37,7 +38,7 @@ CONFIGS = Path(__file__).resolve().parent / 'study'
 #: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
 #: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
 METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'ccop')
-DEFAULT_METHODS = ('random', 'ccop', 'mocov2', 'mocov2-time')
+DEFAULT_METHODS = ('random', 'mocov2', 'mocov2-time', 'ccop')
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,16 @@ class Study:
         if method == 'random-bn':
             epochs, changes = 1, {'optim_wrapper': dict(optimizer=dict(lr=0.0))}
         elif method == 'mocov2-time':
-            # Rounded up: MoCo v2 never gets less time than CCOP took.
+            # Rounded up: by median time of a step MoCo v2 gets no less than CCOP took.
             epochs = math.ceil(self.epochs * self.step_time('ccop', seed) / self.step_time('mocov2', seed))
             if not self.setting.anneal and epochs > self.epochs:
-                # Its beginning is the shorter run, weight for weight: the learning rate does not fall.
+                # Its beginning is the shorter run: the learning rate does not fall.
                 begin = [self.pretrain('mocov2', seed)]
         work_dir = self.out / f'{method}-{seed}'
         config = self.pretrain_config(method, seed, epochs, changes)
         checkpoint = work_dir / f'epoch_{epochs}.pth'
         title = f'pre-train: {method}, seed {seed}, {epochs} epochs'
-        begun = [] if any(work_dir.glob('epoch_*.pth')) else begin
+        begun = begin if find_newest(str(work_dir)) is None else []
         self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume', *begun)
         return checkpoint
 

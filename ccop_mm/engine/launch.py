@@ -145,7 +145,8 @@ def train(cfg: Config) -> Runner:
     _check_data(cfg.get('train_dataloader'))
     _check_data(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
     fit_queues(cfg)
-    if get_device() == 'cpu':
+    # Pre-training alone: its steps are alike, so the memory kept fits. A detector's photos differ in size.
+    if get_device() == 'cpu' and cfg.get('default_scope') == 'mmselfsup':
         keep_freed_memory()
     _tolerate_bad_photos(cfg, 'train_dataloader', 'redraw')
     _tolerate_bad_photos(cfg, 'val_dataloader', 'blank')

@@ -14,7 +14,14 @@ from ccop_mm.models.key_plan import KEY_BATCHES, KeyPlan, gather_rows, plan_keys
 from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 from ccop_mm.models.queue import FeatureQueue
-from ccop_mm.models.split_batch_norm import SplitBatchNorm2d, can_split, deinterleave, interleave, split_statistics
+from ccop_mm.models.split_batch_norm import (
+    SplitBatchNorm2d,
+    can_split,
+    deinterleave,
+    interleave,
+    set_groups,
+    takes_global_statistics,
+)
 
 #: The parts of the query encoder that the key encoder follows.
 ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
@@ -27,11 +34,6 @@ FEW_IMAGES = 8
 
 #: Candidates whose 7x7 features exist at once: 51 MB in float32 at 256 channels, where 256 photos would make 1.5 GB.
 POOLED_AT_ONCE = 1024
-
-
-def _synchronizes(module: nn.Module) -> bool:
-    """Whether batch statistics are taken over all ranks, by torch's or mmcv's layer of this name."""
-    return any(type(part).__name__ == 'SyncBatchNorm' for part in module.modules())
 
 
 @MODELS.register_module()
@@ -101,7 +103,7 @@ class CCOP(BaseModel):
             data_preprocessor={'type': 'mmselfsup.TwoViewDataPreprocessor', **(data_preprocessor or {})},
             init_cfg=init_cfg,
         )
-        if key_batch == 'sync' and torch.cuda.is_available() and not _synchronizes(self.backbone):
+        if key_batch == 'sync' and torch.cuda.is_available() and not takes_global_statistics(self.backbone):
             raise ValueError("key_batch='sync' needs norm_cfg=dict(type='SyncBN') in backbone and neck")
         self.image_projector = MODELS.build(image_projector)
         self.object_projector = MODELS.build(object_projector)
@@ -135,6 +137,7 @@ class CCOP(BaseModel):
     def extract_feat(self, inputs: Tensor | list[Tensor], data_samples=None) -> tuple[Tensor, ...]:
         """The query encoder's pyramid P2 to P5 of an image batch ``(B, 3, H, W)``, or of the first of several views."""
         image = inputs if isinstance(inputs, Tensor) else inputs[0]
+        set_groups([self.backbone, self.neck], 1)
         return self.neck(self.backbone(image))
 
     def embed_objects(self, pyramid: tuple[Tensor, ...], boxes: Tensor, batch_index: Tensor) -> Tensor:
@@ -164,14 +167,16 @@ class CCOP(BaseModel):
     def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images."""
         images, groups = images.contiguous(memory_format=self.memory_format), len(sizes)
+        parts = [getattr(encoder, name) for name in IMAGE_PARTS]
+        # One pass needs contiguous (B, C, H, W) memory: in channels-last, to fold groups into channels is to copy.
+        contiguous = self.memory_format == torch.contiguous_format
+        if groups > 1 and len(set(sizes)) == 1 and contiguous and all(map(can_split, parts)):
+            set_groups(parts, groups)
+            embeddings, pyramid = self._encode_images(encoder, interleave(images, groups))
+            return deinterleave(embeddings, groups), tuple(deinterleave(level, groups) for level in pyramid)
+        set_groups(parts, 1)
         if groups == 1:
             return self._encode_images(encoder, images)
-        parts = [getattr(encoder, name) for name in IMAGE_PARTS]
-        # A group's channels lie side by side with another's in (B, C, H, W) alone, not in channels-last memory.
-        if len(set(sizes)) == 1 and self.memory_format == torch.contiguous_format and all(map(can_split, parts)):
-            with split_statistics(parts, groups):
-                embeddings, pyramid = self._encode_images(encoder, interleave(images, groups))
-            return deinterleave(embeddings, groups), tuple(deinterleave(level, groups) for level in pyramid)
         encoded = [self._encode_images(encoder, group) for group in images.split(sizes)]
         embeddings, pyramids = zip(*encoded, strict=True)
         return torch.cat(embeddings), tuple(torch.cat(level) for level in zip(*pyramids, strict=True))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ccop_mm import photometric
 
-#: Numbers worked on at a time on the CPU: 4 images of 224 px, which in float32 are 2.4 MB and stay in a core's cache.
+#: Array elements worked on at a time on the CPU: 4 images of 224 px, 2.4 MB in float32, stay in a core's cache.
 CPU_CHUNK = 4 * 3 * 224 * 224
 
 

@@ -1,8 +1,5 @@
 """Batch normalization with statistics of their own for groups of a batch, in one pass over the batch."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,11 +16,11 @@ def deinterleave(rows: Tensor, groups: int) -> Tensor:
     return rows.unflatten(0, (-1, groups)).transpose(0, 1).flatten(0, 1)
 
 
-class SplitBatchNorm2d(nn.BatchNorm2d):
+class SplitBatchNorm2d(nn.BatchNorm2d, _BatchNorm):  # mmengine's init_cfg goes by the names of the direct bases
     """``nn.BatchNorm2d`` that can take statistics over each of several groups, as if it were called once for each.
 
-    One pass over the whole batch, where a pass of the network for each group would reorder and read all its weights
-    again for the convolutions and add up the groups' gradients.
+    One pass over the whole batch is cheaper than one for each group, which prepares all the network's weights for the
+    convolutions again and adds up the groups' gradients.
 
     Attributes:
         groups (int): Number of groups of equal size, whose images lie in turn (:func:`interleave`): image b is of group
@@ -34,9 +31,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """Puts this layer in the place of each ``nn.BatchNorm2d`` of a module, which keeps its parameters and buffers.
+        """Turns each ``nn.BatchNorm2d`` in a module into this class, in place; parameters, buffers and names stay.
 
-        Layers of other classes stay, those derived from ``nn.BatchNorm2d`` included.
+        Layers of other classes stay as they are, those derived from ``nn.BatchNorm2d`` included.
         """
         for part in module.modules():
             if type(part) is nn.BatchNorm2d:
@@ -49,7 +46,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             return super().forward(inputs)
         groups, channels = self.groups, self.num_features
         mean, var = (inputs.new_zeros(groups * channels, dtype=self.running_mean.dtype) for _ in range(2))
-        # (n * groups, C, H, W) -> (n, groups * C, H, W), a view: a group's channel is a channel
+        # (n * groups, C, H, W) -> (n, groups * C, H, W), a view: channel c of group g becomes channel g * C + c
         output = F.batch_norm(
             inputs.reshape(-1, groups * channels, *inputs.shape[2:]),
             mean,
@@ -64,13 +61,26 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             # As the groups would move them one after the other: the last counts the most.
             kept = (1 - self.momentum) ** torch.arange(groups - 1, -1, -1, device=mean.device, dtype=mean.dtype)
             for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-                running.mul_((1 - self.momentum) ** groups).add_(self.momentum * (kept @ batch.view(groups, channels)))
+                # (groups, C) -> (C,); no matrix product: autocast would round it
+                moved = (kept[:, None] * batch.view(groups, channels)).sum(0)
+                running.mul_((1 - self.momentum) ** groups).add_(self.momentum * moved)
             self.num_batches_tracked.add_(groups)
         return output.view_as(inputs)
 
 
+def takes_global_statistics(module: nn.Module) -> bool:
+    """Whether batch statistics are taken over all ranks, by torch's or mmcv's layer of this name."""
+    return any(type(part).__name__ == 'SyncBatchNorm' for part in module.modules())
+
+
 def can_split(module: nn.Module) -> bool:
-    """Whether all batch statistics of a module are taken by :class:`SplitBatchNorm2d`, set as usual."""
+    """Whether all batch statistics of a module are taken by :class:`SplitBatchNorm2d`, set as usual.
+
+    Not with the ``with_cp`` of mmdet's backbones: the layer's output is a view, which a checkpointed block must not
+    give to the in-place ReLU after it.
+    """
+    if takes_global_statistics(module) or any(getattr(part, 'with_cp', False) for part in module.modules()):
+        return False
     return all(
         isinstance(part, SplitBatchNorm2d) and part.affine and part.track_running_stats and part.momentum is not None
         for part in module.modules()
@@ -78,14 +88,12 @@ def can_split(module: nn.Module) -> bool:
     )
 
 
-@contextlib.contextmanager
-def split_statistics(modules: list[nn.Module], groups: int) -> Iterator[None]:
-    """Within it, the layers of the modules take statistics over ``groups`` groups."""
-    norms = [part for module in modules for part in module.modules() if isinstance(part, SplitBatchNorm2d)]
-    for norm in norms:
-        norm.groups = groups
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.groups = 1
+def set_groups(modules: list[nn.Module], groups: int) -> None:
+    """From now on the layers of the modules take statistics over so many groups.
+
+    It holds until it is set anew, and not just for a forward pass: activation checkpointing repeats that in backward.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, SplitBatchNorm2d):
+                part.groups = groups

@@ -87,7 +87,7 @@ def test_moco_of_equal_time_goes_on_where_that_of_equal_photos_ended(
     assert commands[checkpoint][-1] == (begin if goes_on else '--resume')
     assert (begin in commands) == goes_on
     checkpoint.parent.mkdir()
-    checkpoint.with_name('epoch_6.pth').touch()  # killed after an epoch of its own
+    torch.save(dict(meta={}, state_dict={}), checkpoint.with_name('epoch_6.pth'))  # killed after an epoch of its own
     one.pretrain('mocov2-time', 0)
     assert commands[checkpoint][-1] == '--resume'
 

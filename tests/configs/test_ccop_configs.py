@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmselfsup.registry import MODELS, TRANSFORMS
+from torch import nn
 
 from ccop_mm.datasets.photometric_recipe import PhotometricRecipe
 
@@ -56,7 +57,7 @@ def test_every_model_builds_with_trainable_norms(path):
     cfg.model.update(queue_len=64, object_queue_len=64)  # resolved when training starts, and large
     model = MODELS.build(cfg.model)
     model.train()
-    norms = [module for module in model.backbone.modules() if type(module).__name__ == 'BatchNorm2d']
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.training and norm.weight.requires_grad for norm in norms)
     assert len(norms) > 15
     assert all(parameter.requires_grad for parameter in model.backbone.parameters())

@@ -225,6 +225,20 @@ def test_the_learning_rate_scales_with_the_photos_of_a_step(config):
         launch.load_config(arguments(config, auto_scale_lr=True))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('scope, kept', [('mmselfsup', 1), ('mmdet', 0)])
+def test_freed_memory_is_kept_in_pre_training_alone(config, monkeypatch, scope, kept):
+    calls = []
+    monkeypatch.setattr(launch, 'keep_freed_memory', lambda: calls.append('kept'))
+    monkeypatch.setattr(launch, 'build_runner', lambda cfg: calls.append('built'))
+    monkeypatch.setattr(launch, 'fit_queues', lambda cfg: None)  # asks the data set, of the other scope
+    cfg = launch.load_config(arguments(config))
+    cfg.default_scope = scope
+    with pytest.raises(AttributeError):  # what was built is no runner
+        launch.train(cfg)
+    assert calls == ['kept'] * kept + ['built']
+
+
 def test_absent_checkpoints_are_one_line(config):
     cfg = launch.load_config(arguments(config))
     with pytest.raises(InputError, match='no checkpoint nothing.pth to resume from'):

@@ -274,24 +274,45 @@ def test_running_statistics_move_and_the_key_encoder_starts_as_the_query(generat
         assert torch.equal(parameter, model.get_parameter(name)), name
 
 
-@pytest.mark.parametrize('changes', [{}, dict(channels_last=True)])  # in one pass over the batch; in one for each group
-@pytest.mark.parametrize('sizes', [[2, 2, 2], [3, 2]])
-def test_split_groups_have_statistics_of_their_own(generator, changes, sizes):
+@pytest.mark.parametrize(
+    'sizes, changes, passes',
+    [
+        ([2, 2, 2], {}, 1),
+        ([2, 2, 2], dict(checkpointing=True), 3),
+        ([2, 2, 2], dict(channels_last=True), 3),
+        ([3, 2], {}, 2),
+    ],
+)
+def test_split_groups_have_statistics_of_their_own(generator, sizes, changes, passes):
     # Groups of one batch must see, and do to the running statistics, what batches of their size do one after the other.
-    model = MODELS.build(config(key_batch='split', **changes)).double().train()
+    checkpointing = 'checkpointing' in changes
+    settings = {name: value for name, value in changes.items() if name != 'checkpointing'}
+    other = MODELS.build(config(key_batch='split', **settings)).double().train()
+    model = copy.deepcopy(other)
+    for part in model.modules():
+        if hasattr(part, 'with_cp'):
+            part.with_cp = checkpointing
     views, _ = random_batch([0] * sum(sizes), generator, dtype=torch.float64)
-    other = copy.deepcopy(model)
-    embeddings, pyramid = model._encode(model, views[0], sizes)
+    calls = []
+    model.backbone.conv1.register_forward_pre_hook(lambda *_: calls.append(1))
+    ours = model._encode(model, views[0], sizes)
     apart = [other._encode(other, group, [len(group)]) for group in views[0].split(sizes)]
-    torch.testing.assert_close(embeddings, torch.cat([embedding for embedding, _ in apart]))
-    torch.testing.assert_close(pyramid[2], torch.cat([levels[2] for _, levels in apart]))
-    for name, buffer in other.backbone.named_buffers():
-        torch.testing.assert_close(model.backbone.get_buffer(name), buffer, msg=name)
-    weight = torch.rand(pyramid[2].shape, generator=generator, dtype=torch.float64)
-    (pyramid[2] * weight).sum().backward()
-    sum((levels[2] * part).sum() for (_, levels), part in zip(apart, weight.split(sizes), strict=True)).backward()
-    for name, parameter in other.backbone.named_parameters():
-        torch.testing.assert_close(model.backbone.get_parameter(name).grad, parameter.grad, msg=name)
+    theirs = (
+        torch.cat([part for part, _ in apart]),
+        [torch.cat(level) for level in zip(*(levels for _, levels in apart), strict=True)],
+    )
+    weights = [torch.rand(x.shape, generator=generator, dtype=x.dtype) for x in (theirs[0], *theirs[1])]
+    for embeddings, pyramid in (ours, theirs):
+        sum((x * weight).sum() for x, weight in zip((embeddings, *pyramid), weights, strict=True)).backward()
+    for mine, expected in zip((ours[0], *ours[1]), (theirs[0], *theirs[1]), strict=True):
+        torch.testing.assert_close(mine, expected)
+    assert len(calls) == passes
+    if not checkpointing:  # which moves running statistics twice, whatever the layer
+        for name, buffer in other.named_buffers():
+            torch.testing.assert_close(model.get_buffer(name), buffer, msg=name)
+    for name, parameter in other.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, msg=name)
 
 
 def test_key_images_and_boxes_come_back_to_their_own(generator):

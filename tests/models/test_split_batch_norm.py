@@ -1,6 +1,6 @@
 import pytest
 import torch
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import initialize, revert_sync_batchnorm
 from torch import nn
 
 from ccop_mm.models.split_batch_norm import (
@@ -8,7 +8,7 @@ from ccop_mm.models.split_batch_norm import (
     can_split,
     deinterleave,
     interleave,
-    split_statistics,
+    set_groups,
 )
 
 
@@ -36,8 +36,8 @@ def test_split_statistics_are_those_of_a_call_for_each_group(generator, groups, 
     plain.load_state_dict(split.state_dict())
     images = torch.randn(groups * size, 5, 3, 4, generator=generator, dtype=torch.float64)
     ours, theirs = (images.clone().requires_grad_() for _ in range(2))
-    with split_statistics([split], groups):
-        output = deinterleave(split(interleave(ours, groups)), groups)
+    set_groups([split], groups)
+    output = deinterleave(split(interleave(ours, groups)), groups)
     expected = torch.cat([plain(group) for group in theirs.split(size)])
     torch.testing.assert_close(output, expected)
     weight = torch.rand(output.shape, generator=generator, dtype=torch.float64)
@@ -56,17 +56,34 @@ def test_one_group_and_evaluation_are_plain(generator, training, groups):
     split = SplitBatchNorm2d.convert(norm_layer(3, generator)).train(training)
     split.load_state_dict(plain.state_dict())
     images = torch.randn(4, 3, 2, 2, generator=generator, dtype=torch.float64)
-    with split_statistics([split], groups):
-        assert torch.equal(split(images), plain(images))
+    set_groups([split], groups)
+    assert torch.equal(split(images), plain(images))
     assert torch.equal(split.running_mean, plain.running_mean)
 
 
-def test_groups_end_with_the_context_even_by_an_error():
+def test_unequal_groups_are_an_error():
     split = SplitBatchNorm2d.convert(nn.Sequential(nn.BatchNorm2d(2)))
-    with pytest.raises(RuntimeError), split_statistics([split], 2):
-        assert split[0].groups == 2
-        split(torch.zeros(3, 2, 4, 4))  # 3 images are not two equal groups
-    assert split[0].groups == 1
+    set_groups([split], 2)
+    with pytest.raises(RuntimeError, match='shape'):
+        split(torch.zeros(3, 2, 4, 4))
+
+
+def test_autocast_does_not_round_running_statistics(generator):
+    split, plain = SplitBatchNorm2d.convert(nn.BatchNorm2d(4)), nn.BatchNorm2d(4)
+    images = 100 + torch.randn(6, 4, 3, 3, generator=generator)
+    set_groups([split], 3)
+    with torch.autocast('cpu', torch.bfloat16):
+        split(interleave(images, 3))
+        for group in images.split(2):
+            plain(group)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(split.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)
+
+
+def test_init_cfg_finds_the_layers_as_before():
+    module = SplitBatchNorm2d.convert(nn.Sequential(nn.BatchNorm2d(2)))
+    initialize(module, dict(type='Constant', val=0.5, layer='_BatchNorm'))
+    assert module[0].weight.tolist() == [0.5, 0.5]
 
 
 def test_conversion_keeps_the_state_and_leaves_other_layers():
@@ -86,6 +103,7 @@ def test_conversion_keeps_the_state_and_leaves_other_layers():
         (nn.GroupNorm(2, 4), True),  # takes no batch statistics
         (nn.BatchNorm1d(4), False),
         (nn.SyncBatchNorm(4), False),
+        (type('SyncBatchNorm', (nn.Module,), {})(), False),  # as mmcv's, which is no _BatchNorm and needs processes
         (revert_sync_batchnorm(nn.SyncBatchNorm(4)), False),
         (nn.BatchNorm2d(4, affine=False), False),
         (nn.BatchNorm2d(4, momentum=None), False),
