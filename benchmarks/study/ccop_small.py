@@ -17,7 +17,7 @@ model = dict(
 train_pipeline = _base_.train_pipeline
 train_pipeline[1]['transforms'][0]['size'] = 80
 # On two cores that train, workers only get in the way.
-train_dataloader = dict(batch_size=32, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=64, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
 
-optim_wrapper = dict(optimizer=dict(lr=0.05))
-default_hooks = dict(logger=dict(interval=10))
+optim_wrapper = dict(optimizer=dict(lr=0.08))
+default_hooks = dict(logger=dict(interval=5))

@@ -56,7 +56,7 @@ def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
     assert ccop.optim_wrapper == moco.optim_wrapper and ccop.param_scheduler == moco.param_scheduler
     assert ccop.param_scheduler == [], 'the small setting is the beginning of a longer run'
     assert ccop.train_cfg.max_epochs == 7 and ccop.randomness.seed == 3
-    assert moco.model.type == 'MoCo' and moco.model.queue_len == 32 == moco.train_dataloader.batch_size
+    assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size
     assert moco.model.momentum == ccop.model.momentum
     assert configs['image'].train_dataloader.dataset.num_proposals == 0
 
