@@ -165,8 +165,9 @@ class Study:
         config = self.pretrain_config(method, seed, epochs, changes)
         checkpoint = work_dir / f'epoch_{epochs}.pth'
         title = f'pre-train: {method}, seed {seed}, {epochs} epochs'
-        begun = begin if find_newest(str(work_dir)) is None else []
-        self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume', *begun)
+        if begin and find_newest(work_dir) is not None:
+            begin = []  # it has gone on since
+        self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume', *begin)
         return checkpoint
 
     def pretrain_config(self, method: str, seed: int, epochs: int, changes: dict) -> Path:

@@ -315,6 +315,15 @@ def test_split_groups_have_statistics_of_their_own(generator, sizes, changes, pa
             torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, msg=name)
 
 
+def test_features_are_those_of_the_whole_batch_even_after_a_split_step(generator):
+    model = MODELS.build(config(key_batch='split')).double().train()
+    fresh = copy.deepcopy(model)
+    model.loss(*random_batch([2, 2], generator, dtype=torch.float64))
+    (images, _), _ = random_batch([0] * 3, generator, dtype=torch.float64)  # 3: no two groups of equal size
+    for level, expected in zip(model.extract_feat(images), fresh.extract_feat(images), strict=True):
+        torch.testing.assert_close(level, expected)
+
+
 def test_key_images_and_boxes_come_back_to_their_own(generator):
     # With batch statistics off, regrouping must change nothing at all.
     batch = random_batch([2, 0, 3, 1, 4], generator, dtype=torch.float64)
