@@ -164,19 +164,24 @@ class CCOP(BaseModel):
         rows = torch.cat(rows) if len(rows) > 1 else rows[0]
         return rows.new_zeros(length, rows.shape[1]).index_copy(0, rois.order, rows)
 
-    def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images."""
-        images, groups = images.contiguous(memory_format=self.memory_format), len(sizes)
-        parts = [getattr(encoder, name) for name in IMAGE_PARTS]
-        # One pass needs contiguous (B, C, H, W) memory: in channels-last, to fold groups into channels is to copy.
+    def _groups_of_one_pass(self, sizes: list[int]) -> int:
+        """Groups of batch statistics that one pass over all images can keep apart; 1 if it cannot."""
+        # It needs contiguous (B, C, H, W) memory: in channels-last, to fold groups into channels is to copy.
         contiguous = self.memory_format == torch.contiguous_format
-        if groups > 1 and len(set(sizes)) == 1 and contiguous and all(map(can_split, parts)):
-            set_groups(parts, groups)
+        equal = len(set(sizes)) == 1
+        return len(sizes) if equal and contiguous and all(can_split(getattr(self, name)) for name in IMAGE_PARTS) else 1
+
+    def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images.
+
+        Where all groups go in one pass (:meth:`_groups_of_one_pass`), the pyramid stays interleaved, because to put it
+        in order is to copy it: image b lies at ``deinterleave(torch.arange(B), groups)[b]``.
+        """
+        images, groups = images.contiguous(memory_format=self.memory_format), self._groups_of_one_pass(sizes)
+        set_groups([getattr(encoder, name) for name in IMAGE_PARTS], groups)
+        if groups == len(sizes):
             embeddings, pyramid = self._encode_images(encoder, interleave(images, groups))
-            return deinterleave(embeddings, groups), tuple(deinterleave(level, groups) for level in pyramid)
-        set_groups(parts, 1)
-        if groups == 1:
-            return self._encode_images(encoder, images)
+            return deinterleave(embeddings, groups), pyramid
         encoded = [self._encode_images(encoder, group) for group in images.split(sizes)]
         embeddings, pyramids = zip(*encoded, strict=True)
         return torch.cat(embeddings), tuple(torch.cat(level) for level in zip(*pyramids, strict=True))
@@ -218,7 +223,10 @@ class CCOP(BaseModel):
         self._warn_of_small_groups(plan.sizes)
         # All that depends on boxes is known here, on the host; from now on nobody waits for the device.
         device = images_q.device
-        rois_q, rois_k = self.object_pool.plan(boxes_q, batch_index), self._plan_candidates(plan)
+        groups = self._groups_of_one_pass(plan.sizes)
+        places = deinterleave(torch.arange(len(images_q)), groups)  # (B,): where each image lies in its pyramid
+        rois_q = self.object_pool.plan(boxes_q, places[batch_index])
+        rois_k = self._plan_candidates(plan, places)
         moved = copy_to_device(
             [valid, boxes_q, boxes_k, batch_index, rois_q.rows, rois_q.order, rois_k.rows, rois_k.order]
             + [plan.images, plan.image_restore, plan.object_restore],
@@ -253,11 +261,11 @@ class CCOP(BaseModel):
         losses['objects_per_image'] = similarity.new_full((), len(object_k) / len(labels))
         return losses
 
-    def _plan_candidates(self, plan: KeyPlan) -> RoIs:
-        """The valid candidates, sorted by level; ``order`` counts all M * J of them."""
+    def _plan_candidates(self, plan: KeyPlan, places: Tensor) -> RoIs:
+        """The valid candidates, sorted by level, in images that lie at ``places``; ``order`` counts all M * J."""
         kept = plan.valid.flatten().nonzero().flatten()
         # (M, J, 4) -> (M * J, 4) -> the valid ones; every candidate lies in its object's image
-        image = plan.batch_index.repeat_interleave(plan.boxes.shape[1])
+        image = places[plan.batch_index].repeat_interleave(plan.boxes.shape[1])
         rois = self.object_pool.plan(plan.boxes.flatten(0, 1)[kept], image[kept])
         return RoIs(rois.rows, kept[rois.order], rois.counts)
 

@@ -64,7 +64,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d, _BatchNorm):  # mmengine's init_cfg goes 
                 moved = (kept[:, None] * batch.view(groups, channels)).sum(0)
                 running.mul_((1 - self.momentum) ** groups).add_(self.momentum * moved)
             self.num_batches_tracked.add_(groups)
-        return output.view_as(inputs)
+        # No view to autograd: else it would copy the whole gradient three times for the in-place ReLU that follows.
+        return torch.ops.aten._unsafe_view(output, inputs.shape)
 
 
 def takes_global_statistics(module: nn.Module) -> bool:
@@ -73,12 +74,8 @@ def takes_global_statistics(module: nn.Module) -> bool:
 
 
 def can_split(module: nn.Module) -> bool:
-    """Whether all batch statistics of a module are taken by :class:`SplitBatchNorm2d`, set as usual.
-
-    Not with the ``with_cp`` of mmdet's backbones: the layer's output is a view, which a checkpointed block must not
-    give to the in-place ReLU after it.
-    """
-    if takes_global_statistics(module) or any(getattr(part, 'with_cp', False) for part in module.modules()):
+    """Whether all batch statistics of a module are taken by :class:`SplitBatchNorm2d`, set as usual."""
+    if takes_global_statistics(module):
         return False
     return all(
         isinstance(part, SplitBatchNorm2d) and part.affine and part.track_running_stats and part.momentum is not None
