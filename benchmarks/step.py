@@ -17,6 +17,7 @@ import warnings
 
 import step_meters as meters
 import torch
+from step_process import StepElsewhere
 from step_variants import VARIANTS, Setting
 
 from ccop_mm.engine.malloc import keep_freed_memory
@@ -39,19 +40,22 @@ class Table:
     def __init__(self, steps, repeats, deadline):
         self.base = next(iter(steps))
         self.settings = {label: setting for label, (_, setting) in steps.items()}
-        built = {label: VARIANTS[variant](setting) for label, (variant, setting) in steps.items()}
+        built = {label: built_step(variant, setting) for label, (variant, setting) in steps.items()}
         for step in built.values():
-            step()  # takes memory, chooses kernels, compiles, fills the optimizer's state
-        self.peak = {label: meters.peak_bytes(step) for label, step in built.items()}
-        self.resident = {label: step.resident for label, step in built.items()}
+            meters.measure(step, 'seconds')  # takes memory, chooses kernels, compiles, fills the optimizer's state
+        self.peak, self.resident = (
+            {label: meters.measure(step, meter) for label, step in built.items()}
+            for meter in ('peak_bytes', 'resident_bytes')
+        )
         # Counting turns compiled parts back into single operations, so a compiled step is not counted.
-        self.flop = {label: meters.flop(step) for label, step in built.items() if not step.setting.compile}
+        counted = {label: step for label, step in built.items() if not step.setting.compile}
+        self.flop = {label: meters.measure(step, 'flop') for label, step in counted.items()}
         self.wall, self.cpu = ({label: [] for label in steps} for _ in range(2))
         for number in range(repeats):
             if number and time.monotonic() > deadline:
                 break
             for label, step in built.items():
-                wall, cpu = meters.seconds(step)
+                wall, cpu = meters.measure(step, 'seconds')
                 self.wall[label].append(wall)
                 self.cpu[label].append(cpu)
         self.rounds = len(self.wall[self.base])
@@ -99,6 +103,17 @@ class Table:
         return found
 
 
+def built_step(variant, setting):
+    """A step, ready to be measured.
+
+    On the CPU the released way runs in a process of its own, with the allocator that its users have. The others run in
+    this one, which keeps freed memory as tools/train.py does: ``released_kept``, the released way once more, too.
+    """
+    if variant == 'released' and setting.device == 'cpu':
+        return StepElsewhere(variant, setting, torch.get_num_threads())
+    return VARIANTS[variant](setting)
+
+
 def shares(step, repeats):
     """Share of each stage of a CCOP step, in percent of the whole: medians over some steps, slightly slowed by it."""
     clock, rounds = meters.Clock(step), []
@@ -114,15 +129,19 @@ def against_the_floor(title, setting, repeats, deadline, names):
     table = Table({name: (name, setting) for name in names}, repeats, deadline)
     table.show(title)
     figures = table.figures()
+    for name in ('released', 'released_kept'):
+        if name in names:
+            figures[f'{name}_over_ccop_time'] = table.ratio(name, 'ccop')
+            figures[f'{name}_over_ccop_cpu_time'] = table.ratio(name, 'ccop', cpu=True)
+            print(f'{name} over ccop, time: {figures[f"{name}_over_ccop_time"]:.2f}', end=', ')
+            print(f'CPU time: {figures[f"{name}_over_ccop_cpu_time"]:.2f}')
     if 'released' in names:
-        figures['released_over_ccop_time'] = table.ratio('released', 'ccop')
-        figures['released_over_ccop_cpu_time'] = table.ratio('released', 'ccop', cpu=True)
         figures['released_over_ccop_extra_memory'] = table.extra('released') / table.extra('ccop')
         held = {name: table.resident[name] + table.peak[name] for name in ('floor', 'released', 'ccop')}
         figures['released_over_ccop_extra_memory_with_state'] = (held['released'] - held['floor']) / (
             held['ccop'] - held['floor']
         )
-        for name in ('time', 'cpu_time', 'extra_memory', 'extra_memory_with_state'):
+        for name in ('extra_memory', 'extra_memory_with_state'):
             print(f'released over ccop, {name.replace("_", " ")}: {figures[f"released_over_ccop_{name}"]:.2f}')
     stages = shares(table.built['ccop'], min(repeats, 5))
     print('stages of ccop, %: ' + ', '.join(f'{label} {share:.1f}' for label, share in stages.items()), flush=True)
@@ -229,18 +248,21 @@ def main():
     torch.manual_seed(0)
     if args.device == 'cpu':
         torch.set_num_threads(args.threads)
-        keep_freed_memory()  # as tools/train.py does, for all that is measured
+        keep_freed_memory()  # as tools/train.py does
     deadline = time.monotonic() + 60 * args.minutes
     r50, r18 = Setting(device=args.device), Setting(depth=18, size=128, batch=16, device=args.device)
     if args.tiny:
         r50 = r18 = Setting(depth=18, size=64, batch=4, objects=3, jitter=2, queue=256, device=args.device)
     if args.suite == 'step':
         figures, begun = {}, time.monotonic()
+        beside = [
+            name for name in args.beside if args.device == 'cpu' or name != 'released_kept'
+        ]  # one allocator there
         for number, (prefix, setting) in enumerate(dict(r50=r50, r18=r18).items()):
             if prefix in args.models:
                 until = begun + (deadline - begun) * (number + 1) / 2 if len(args.models) > 1 else deadline
                 title = f'R{setting.depth}, {setting.size} px, batch {setting.batch}'
-                found = against_the_floor(title, setting, args.repeats, until, ['floor', *args.beside, 'ccop'])
+                found = against_the_floor(title, setting, args.repeats, until, ['floor', *beside, 'ccop'])
                 # The figures of R50 have plain names.
                 figures.update({name if prefix == 'r50' else f'{prefix}_{name}': found[name] for name in found})
     elif args.suite == 'growth':

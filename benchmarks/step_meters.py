@@ -65,6 +65,16 @@ def flop(step):
     return counter.get_total_flops()
 
 
+def resident_bytes(step):
+    """Bytes that stay from step to step (:attr:`Step.resident`)."""
+    return step.resident
+
+
+def measure(step, meter):
+    """What a function of this module, named by ``meter``, finds of a step, wherever that runs."""
+    return step.measure(meter) if hasattr(step, 'measure') else globals()[meter](step)
+
+
 class Clock:
     """Adds up the time of a step's stages.
 

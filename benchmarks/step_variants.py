@@ -199,7 +199,13 @@ def moco(setting):
 
 
 VARIANTS = dict(
-    floor=Floor, moco=moco, released=released, ccop_reference=ccop_reference, ccop_whole=ccop_whole, ccop=ccop
+    floor=Floor,
+    moco=moco,
+    released=released,
+    released_kept=released,
+    ccop_reference=ccop_reference,
+    ccop_whole=ccop_whole,
+    ccop=ccop,
 )
 
 

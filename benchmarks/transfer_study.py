@@ -156,8 +156,8 @@ class Study:
         if method == 'random-bn':
             epochs, changes = 1, {'optim_wrapper': dict(optimizer=dict(lr=0.0))}
         elif method == 'mocov2-time':
-            # Rounded up: by median time of a step MoCo v2 gets no less than CCOP took.
-            epochs = math.ceil(self.epochs * self.step_time('ccop', seed) / self.step_time('mocov2', seed))
+            # Rounded up: by the time of a step MoCo v2 gets no less than CCOP.
+            epochs = math.ceil(self.epochs * self.step_ratio())
             if not self.setting.anneal and epochs > self.epochs:
                 # Its beginning is the shorter run: the learning rate does not fall.
                 begin = [self.pretrain('mocov2', seed)]
@@ -202,9 +202,15 @@ class Study:
             dataset['num_proposals'] = 0
         return demo._write_config(self.run_config(method, seed), self.config(method), {**settings, **changes})
 
+    def step_ratio(self) -> float:
+        """Seconds of a CCOP step over those of a MoCo v2 step, measured in turn: the speed of a machine may change."""
+        configs = [self.pretrain_config(method, 0, self.epochs, {}) for method in ('ccop', 'mocov2')]
+        done = self.out / 'clock.json'
+        self.run_tool('time steps of CCOP and MoCo v2', done, 'benchmarks/study_clock.py', *configs, '--json', done)
+        return json.loads(done.read_text(encoding='utf-8'))['ratio']
+
     def step_time(self, method: str, seed: int) -> float:
-        """Median seconds of a training step, loading included: what wall-clock means on a machine that is shared."""
-        self.pretrain(method, seed)
+        """Median seconds of a training step in the run itself, loading included."""
         return statistics.median(
             row['time'] for row in demo.read_scalars(self.out / f'{method}-{seed}') if 'time' in row
         )

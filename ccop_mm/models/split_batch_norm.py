@@ -56,13 +56,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d, _BatchNorm):  # mmengine's init_cfg goes 
             momentum=1.0,  # leaves the batch's own statistics in mean and var
             eps=self.eps,
         )
-        with torch.no_grad():
-            # As the groups would move them one after the other: the last counts the most.
-            kept = (1 - self.momentum) ** torch.arange(groups - 1, -1, -1, device=mean.device, dtype=mean.dtype)
-            for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-                # (groups, C) -> (C,); no matrix product: autocast would round it
-                moved = (kept[:, None] * batch.view(groups, channels)).sum(0)
-                running.mul_((1 - self.momentum) ** groups).add_(self.momentum * moved)
+        with torch.no_grad():  # as the groups would move them one after the other: the last counts the most
+            for batch in zip(mean.view(groups, channels), var.view(groups, channels), strict=True):
+                torch._foreach_lerp_([self.running_mean, self.running_var], batch, self.momentum)
             self.num_batches_tracked.add_(groups)
         # No view to autograd: else it would copy the whole gradient three times for the in-place ReLU that follows.
         return torch.ops.aten._unsafe_view(output, inputs.shape)

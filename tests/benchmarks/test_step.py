@@ -91,6 +91,7 @@ def test_one_command_prints_the_table_and_writes_the_figures(tmp_path):
         'moco_over_floor',
         'released_over_floor',
         'released_over_ccop_time',
+        'released_kept_over_ccop_time',
         'released_over_ccop_extra_memory',
         'r18_ccop_over_floor',
         'ccop_gflop',

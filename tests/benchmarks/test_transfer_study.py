@@ -78,10 +78,12 @@ def test_moco_of_equal_time_goes_on_where_that_of_equal_photos_ended(
     (tmp_path / 'out' / 'proposals.npz').touch()
     one.photos, commands = 128, {}
     monkeypatch.setattr(one, 'subset', lambda *args, **options: tmp_path / 'photos.json')
-    monkeypatch.setattr(one, 'step_time', lambda method, seed: dict(ccop=0.71, mocov2=0.5)[method])
     monkeypatch.setattr(one, 'run_tool', lambda title, done, *command: commands.update({done: list(command)}))
+    clock = tmp_path / 'out' / 'clock.json'
+    clock.write_text('{"ratio": 1.42}')
     checkpoint = one.pretrain('mocov2-time', 0)
-    assert checkpoint.parts[-2:] == ('mocov2-time-0', 'epoch_8.pth'), '5 epochs * 0.71 / 0.5 = 7.1: not less than CCOP'
+    assert commands[clock][1:3] == [tmp_path / 'out' / 'ccop-0.py', tmp_path / 'out' / 'mocov2-0.py']
+    assert checkpoint.parts[-2:] == ('mocov2-time-0', 'epoch_8.pth'), '5 epochs * 1.42 = 7.1: not less than CCOP'
     begin = tmp_path / 'out' / 'mocov2-0' / 'epoch_5.pth'
     # A falling learning rate makes the shorter run another one than the beginning of the longer.
     assert commands[checkpoint][-1] == (begin if goes_on else '--resume')
