@@ -8,9 +8,10 @@ WHEELS ?=
 DATA ?=
 OUT ?= work_dirs/demo
 
-# Threads that spin while they wait make two processes on few cores several times slower (docs/performance.md).
+# Threads that spin for long while they wait make two processes on few cores several times slower, and threads that never
+# do make small steps slow (docs/performance.md).
 export OMP_WAIT_POLICY ?= passive
-export GOMP_SPINCOUNT ?= 0
+export GOMP_SPINCOUNT ?= 2000
 
 .PHONY: env demo test lint format clean
 

@@ -185,8 +185,8 @@ def run_command(title: str, command: list, log: Path) -> float:
     print(f'\n{title}\n  python {shlex.join(tool[1:])}', flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     progress = re.compile(r'Epoch\(\w+\)\s+(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?\bloss: ([\d.]+))?')
-    # Threads that spin while they wait slow a step down several times on few cores (docs/performance.md).
-    options = dict(cwd=ROOT, env={'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '0', **os.environ})
+    # Threads that spin for long while they wait slow a step down several times on busy cores (docs/performance.md).
+    options = dict(cwd=ROOT, env={'OMP_WAIT_POLICY': 'passive', 'GOMP_SPINCOUNT': '2000', **os.environ})
     started, last = time.monotonic(), []
     with (
         open(log, 'w', encoding='utf-8') as file,
