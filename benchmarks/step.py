@@ -7,6 +7,9 @@ python benchmarks/step.py --suite gpu [--json FILE]      one GPU: R50 at batch 1
 The floor is the two encoders alone: query backbone and FPN forward and backward, key backbone and FPN forward. All
 steps of a table run in turn, one of each; a ratio is the median of those between neighbours. Memory is what a step
 holds at its peak beyond what stays between steps; of it, "extra" is what lies beyond the floor's.
+
+On a CPU the released way has a process of its own, with the memory allocator of its users; the others keep freed
+memory, as tools/train.py does, and the row "released_kept" is the released way among them.
 """
 
 import argparse
@@ -255,9 +258,8 @@ def main():
         r50 = r18 = Setting(depth=18, size=64, batch=4, objects=3, jitter=2, queue=256, device=args.device)
     if args.suite == 'step':
         figures, begun = {}, time.monotonic()
-        beside = [
-            name for name in args.beside if args.device == 'cpu' or name != 'released_kept'
-        ]  # one allocator there
+        # On a GPU, with its one allocator, it would be the same as ``released``.
+        beside = [name for name in args.beside if args.device == 'cpu' or name != 'released_kept']
         for number, (prefix, setting) in enumerate(dict(r50=r50, r18=r18).items()):
             if prefix in args.models:
                 until = begun + (deadline - begun) * (number + 1) / 2 if len(args.models) > 1 else deadline

@@ -1,14 +1,18 @@
 """A step in a process of its own, for one that is to run under another memory allocator than the others'."""
 
 import multiprocessing
+import warnings
 
 import step_meters as meters
+import torch
+from step_variants import VARIANTS
 
 
 class StepElsewhere:
     """A step that this process measures but does not run: what :mod:`step_meters` finds there comes back.
 
-    The process has the C library's allocator as it is by default, whatever this one has set.
+    The process has the allocator that the environment asks for, by default the C library's as it is, whatever
+    :func:`ccop_mm.engine.malloc.keep_freed_memory` has set in this one. It ends with this object.
 
     Args:
         variant (str): One of ``step_variants.VARIANTS``.
@@ -17,26 +21,23 @@ class StepElsewhere:
     """
 
     def __init__(self, variant, setting, threads):
-        self.setting = setting
-        self._pipe, theirs = multiprocessing.get_context('spawn').Pipe()
-        process = multiprocessing.get_context('spawn').Process(
-            target=_serve, args=(theirs, variant, setting, threads), daemon=True
-        )
-        process.start()
-        theirs.close()  # so that a process that died ends in EOFError, not in waiting
+        self.setting, self._variant = setting, variant
+        spawn = multiprocessing.get_context('spawn')
+        self._pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(theirs, variant, setting, threads), daemon=True)
+        self.process.start()
+        theirs.close()  # else this process would wait for ever for one that has died
 
     def measure(self, meter):
         """What a function of :mod:`step_meters` finds of the step."""
-        self._pipe.send(meter)
-        return self._pipe.recv()
+        try:
+            self._pipe.send(meter)
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f'the process of "{self._variant}" has ended; its own message is above') from error
 
 
 def _serve(pipe, variant, setting, threads):
-    import warnings
-
-    import torch
-    from step_variants import VARIANTS
-
     warnings.filterwarnings('ignore', message='only .* images share batch statistics')
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -44,6 +45,6 @@ def _serve(pipe, variant, setting, threads):
     while True:
         try:
             meter = pipe.recv()
-        except EOFError:  # the process that measures has ended
+        except EOFError:  # the process that measures has ended, or has dropped its object
             return
-        pipe.send(getattr(meters, meter)(step))
+        pipe.send(meters.measure(step, meter))

@@ -41,7 +41,8 @@ class Outcome:
         seed (int): Of weights and training.
         pointing (Path): From tools/inspect/pointing.py.
         knn (dict[str, Path]): By stage, from tools/inspect/knn_recall.py.
-        cost (dict): ``epochs``, ``steps`` and ``step_s`` of the pre-training; empty without one.
+        cost (dict): ``epochs``, ``steps`` and ``step_s`` of the pre-training; empty without one. ``ratio`` where the
+            epochs follow from it: a CCOP step's seconds over a MoCo v2 step's.
         ap (dict[int, Path]): By per cent of the labels, from tools/test.py.
     """
 
@@ -97,6 +98,9 @@ def pointing_table(outcomes: list[Outcome]) -> str:
         cells = [_cell(report, level, [read_pointing_result(one.pointing) for one in group]) for level in levels]
         epochs = f'{cost["epochs"]} | {statistics.mean(one.cost["step_s"] for one in group):.2f}' if cost else '- | -'
         lines.append(f'| {TITLES[method]} | {epochs} | {" | ".join(cells)} |')
+    ratios = [one.cost['ratio'] for one in outcomes if 'ratio' in one.cost]
+    if ratios:
+        lines += ['', f'Same wall-clock: a CCOP step takes {ratios[0]:.2f} times one of MoCo v2, timed in turn.']
     return '\n'.join(lines)
 
 

@@ -156,7 +156,7 @@ class Study:
         if method == 'random-bn':
             epochs, changes = 1, {'optim_wrapper': dict(optimizer=dict(lr=0.0))}
         elif method == 'mocov2-time':
-            # Rounded up: by the time of a step MoCo v2 gets no less than CCOP.
+            # Rounded up, for the benefit of MoCo v2.
             epochs = math.ceil(self.epochs * self.step_ratio())
             if not self.setting.anneal and epochs > self.epochs:
                 # Its beginning is the shorter run: the learning rate does not fall.
@@ -204,9 +204,10 @@ class Study:
 
     def step_ratio(self) -> float:
         """Seconds of a CCOP step over those of a MoCo v2 step, measured in turn: the speed of a machine may change."""
-        configs = [self.pretrain_config(method, 0, self.epochs, {}) for method in ('ccop', 'mocov2')]
         done = self.out / 'clock.json'
-        self.run_tool('time steps of CCOP and MoCo v2', done, 'benchmarks/study_clock.py', *configs, '--json', done)
+        if not done.exists():
+            configs = [self.pretrain_config(method, 0, self.epochs, {}) for method in ('ccop', 'mocov2')]
+            self.run_tool('time steps of CCOP and MoCo v2', done, 'benchmarks/study_clock.py', *configs, '--json', done)
         return json.loads(done.read_text(encoding='utf-8'))['ratio']
 
     def step_time(self, method: str, seed: int) -> float:
@@ -245,6 +246,8 @@ class Study:
             epochs = int(checkpoint.stem.removeprefix('epoch_'))
             step = self.step_time(method, seed)
             cost = dict(epochs=epochs, step_s=step, steps=epochs * (self.photos // self._batch(method)))
+            if method == 'mocov2-time':
+                cost['ratio'] = self.step_ratio()
         return Outcome(method, seed, pointing, knn, cost)
 
     def _batch(self, method: str) -> int:

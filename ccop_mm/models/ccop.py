@@ -171,13 +171,15 @@ class CCOP(BaseModel):
         equal = len(set(sizes)) == 1
         return len(sizes) if equal and contiguous and all(can_split(getattr(self, name)) for name in IMAGE_PARTS) else 1
 
-    def _encode(self, encoder: nn.Module, images: Tensor, sizes: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _encode(
+        self, encoder: nn.Module, images: Tensor, sizes: list[int], groups: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Image embeddings ``(B, D)`` and the pyramid, with batch statistics of their own for each group of images.
 
-        Where all groups go in one pass (:meth:`_groups_of_one_pass`), the pyramid stays interleaved, because to put it
-        in order is to copy it: image b lies at ``deinterleave(torch.arange(B), groups)[b]``.
+        Where all ``groups`` go in one pass (:meth:`_groups_of_one_pass`), the pyramid stays interleaved, because to put
+        it in order is to copy it: image b lies at ``deinterleave(torch.arange(B), groups)[b]``.
         """
-        images, groups = images.contiguous(memory_format=self.memory_format), self._groups_of_one_pass(sizes)
+        images = images.contiguous(memory_format=self.memory_format)
         set_groups([getattr(encoder, name) for name in IMAGE_PARTS], groups)
         if groups == len(sizes):
             embeddings, pyramid = self._encode_images(encoder, interleave(images, groups))
@@ -236,9 +238,9 @@ class CCOP(BaseModel):
         rois_q.rows, rois_q.order, rois_k.rows, rois_k.order = moved[4:8]
         plan.images, plan.image_restore, plan.object_restore = moved[8:]
 
-        image_q, pyramid = self._encode(self, images_q, plan.sizes)
+        image_q, pyramid = self._encode(self, images_q, plan.sizes, groups)
         object_q = self._embed_objects(self, pyramid, rois_q, len(boxes_q))
-        image_k, object_candidates = self._encode_keys(images_k, plan, rois_k)
+        image_k, object_candidates = self._encode_keys(images_k, plan, rois_k, groups)
 
         with torch.autocast(device.type, enabled=False):
             hardest = self.object_head.select(object_q.detach(), object_candidates, valid)
@@ -270,10 +272,10 @@ class CCOP(BaseModel):
         return RoIs(rois.rows, kept[rois.order], rois.counts)
 
     @torch.no_grad()
-    def _encode_keys(self, images: Tensor, plan: KeyPlan, rois: RoIs) -> tuple[Tensor, Tensor]:
+    def _encode_keys(self, images: Tensor, plan: KeyPlan, rois: RoIs, groups: int) -> tuple[Tensor, Tensor]:
         """Moves the key encoder on and embeds with it: images ``(B, D)`` and candidates ``(N, J, D)``, 0 if invalid."""
         self.encoder_k.update(self._encoder_parts())
-        embeddings, pyramid = self._encode(self.encoder_k, plan.take_images(images), plan.sizes)
+        embeddings, pyramid = self._encode(self.encoder_k, plan.take_images(images), plan.sizes, groups)
         rows = self._embed_objects(self.encoder_k, pyramid, rois, plan.valid.numel())
         objects = rows.view(*plan.valid.shape, rows.shape[1])  # (M * J, D) -> (M, J, D)
         return plan.restore_images(embeddings), plan.restore_objects(objects)

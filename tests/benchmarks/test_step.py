@@ -80,6 +80,32 @@ def test_the_peak_is_that_of_what_is_held_at_once(parts):
     assert meters.peak_bytes(Holds()) == pytest.approx(12e6, rel=0.01)
 
 
+def test_a_step_elsewhere_is_the_same_step(parts):
+    variants, _, meters = parts
+    import step_process
+
+    setting = variants.Setting(depth=18, size=64, batch=2, objects=2, jitter=2, queue=16)
+    elsewhere = step_process.StepElsewhere('released', setting, 1)
+    here = variants.VARIANTS['released'](setting)
+    assert min(meters.measure(elsewhere, 'seconds')) > 0
+    here()  # both have an optimizer's state now
+    for meter in ('resident_bytes', 'flop'):
+        assert meters.measure(elsewhere, meter) == meters.measure(here, meter)
+    process = elsewhere.process
+    del elsewhere
+    process.join(30)
+    assert process.exitcode == 0, 'it ends with the object'
+
+
+def test_a_step_that_dies_elsewhere_is_named(parts):
+    variants, _, meters = parts
+    import step_process
+
+    elsewhere = step_process.StepElsewhere('absent', variants.Setting(), 1)
+    with pytest.raises(RuntimeError, match='"absent" has ended'):
+        meters.measure(elsewhere, 'seconds')
+
+
 def test_one_command_prints_the_table_and_writes_the_figures(tmp_path):
     command = [BENCHMARKS / 'step.py', '--tiny', '--repeats', '1', '--json', tmp_path / 'figures.json']
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=400)

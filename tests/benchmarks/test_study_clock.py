@@ -25,13 +25,16 @@ def clock():
 
 @pytest.mark.parametrize('speed', [1, 3])
 def test_a_machine_that_slows_down_does_not_change_the_ratio(clock, tmp_path, monkeypatch, speed):
+    calls = []
+
     class Planted:
         def __init__(self, config, name, work_dir):
-            self.cost, self.steps = float(config), 0
+            self.cost = float(config)
 
         def step(self):
-            self.steps += 1
-            return self.cost * (1 if self.steps < 6 else speed) + (100 if self.steps <= 2 else 0)
+            calls.append(self.cost)
+            # Two rounds to begin with, two, and the machine slows down between the two steps of the one after.
+            return self.cost * (1 if len(calls) <= 9 else speed) + (100 if len(calls) <= 4 else 0)
 
     monkeypatch.setattr(clock, 'Training', Planted)
     monkeypatch.setattr(clock, 'keep_freed_memory', lambda: None)  # it would hold for all tests after this one
@@ -40,6 +43,7 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio(clock, tmp_path, mo
     assert found['ratio'] == pytest.approx(1.5)
     assert len(found['seconds']) == len(found['other_seconds']) == 5
     assert max(found['seconds']) < 100, 'the first steps are not counted'
+    assert calls == [0.75, 0.5] * 7
 
 
 def test_steps_are_those_of_a_training(clock, tmp_path):
@@ -63,3 +67,4 @@ def test_steps_are_those_of_a_training(clock, tmp_path):
     assert all(training.step() > 0 for _ in range(4)), 'more than the two steps of an epoch'
     assert not torch.equal(training._model.backbone.conv1.weight, before)
     assert training._model.encoder_k.steps == 4
+    assert training._model.box_jitter.zeta == pytest.approx(0.35), 'the middle of 0.3 and 0.4'

@@ -78,9 +78,14 @@ def test_moco_of_equal_time_goes_on_where_that_of_equal_photos_ended(
     (tmp_path / 'out' / 'proposals.npz').touch()
     one.photos, commands = 128, {}
     monkeypatch.setattr(one, 'subset', lambda *args, **options: tmp_path / 'photos.json')
-    monkeypatch.setattr(one, 'run_tool', lambda title, done, *command: commands.update({done: list(command)}))
     clock = tmp_path / 'out' / 'clock.json'
-    clock.write_text('{"ratio": 1.42}')
+
+    def run_tool(title, done, *command):
+        commands[done] = list(command)
+        if done == clock:
+            clock.write_text('{"ratio": 1.42}')
+
+    monkeypatch.setattr(one, 'run_tool', run_tool)
     checkpoint = one.pretrain('mocov2-time', 0)
     assert commands[clock][1:3] == [tmp_path / 'out' / 'ccop-0.py', tmp_path / 'out' / 'mocov2-0.py']
     assert checkpoint.parts[-2:] == ('mocov2-time-0', 'epoch_8.pth'), '5 epochs * 1.42 = 7.1: not less than CCOP'
@@ -168,7 +173,7 @@ def outcome(study, folder, method, seed, rate):
     report = {'num_objects': 60, 'num_classes': 2, 'chance': 0.5, 'backbone@10': rate}
     Path(f'{stem}knn.json').write_text(json.dumps(report | ({'embedding@10': rate} if method == 'ccop' else {})))
     Path(f'{stem}ap.json').write_text(json.dumps({'coco/bbox_mAP': rate / 10, 'coco/bbox_mAP_50': rate / 5}))
-    cost = dict(epochs=2, steps=20, step_s=0.5)
+    cost = dict(epochs=2, steps=20, step_s=0.5) | (dict(ratio=1.75) if method == 'mocov2-time' else {})
     paths = Path(f'{stem}.json'), {'C4': Path(f'{stem}knn.json')}
     return study.Outcome(method, seed, *paths, cost, {10: Path(f'{stem}ap.json')}), result
 
@@ -199,3 +204,7 @@ def test_report(study, tmp_path):
         assert (low, high) == pytest.approx((100 * pooled['C4_low'], 100 * pooled['C4_high']))
     assert (tmp_path / 'results.png').exists() and (tmp_path / 'results.svg').exists()
     assert (tmp_path / 'results.md').read_text() == text
+    assert 'Same wall-clock' not in text
+    made.append(outcome(study, tmp_path, 'mocov2-time', 0, 0.5))
+    text = study.write_report(tmp_path, [one for one, _ in made])
+    assert 'Same wall-clock: a CCOP step takes 1.75 times one of MoCo v2' in text

@@ -296,10 +296,10 @@ def test_split_groups_have_statistics_of_their_own(generator, sizes, changes, pa
     views, _ = random_batch([0] * sum(sizes), generator, dtype=torch.float64)
     calls = []
     model.backbone.conv1.register_forward_pre_hook(lambda *_: calls.append(1))
-    embeddings, pyramid = model._encode(model, views[0], sizes)
     groups = model._groups_of_one_pass(sizes)
+    embeddings, pyramid = model._encode(model, views[0], sizes, groups)
     ours = embeddings, [deinterleave(level, groups) for level in pyramid]
-    apart = [other._encode(other, group, [len(group)]) for group in views[0].split(sizes)]
+    apart = [other._encode(other, group, [len(group)], 1) for group in views[0].split(sizes)]
     theirs = (
         torch.cat([part for part, _ in apart]),
         [torch.cat(level) for level in zip(*(levels for _, levels in apart), strict=True)],
@@ -327,9 +327,10 @@ def test_features_are_those_of_the_whole_batch_even_after_a_split_step(generator
         torch.testing.assert_close(level, expected)
 
 
-def test_key_images_and_boxes_come_back_to_their_own(generator):
+@pytest.mark.parametrize('counts', [[2, 0, 3, 1, 4], [2, 0, 3, 1, 4, 2]])  # a pass for each group, and one for all
+def test_key_images_and_boxes_come_back_to_their_own(generator, counts):
     # With batch statistics off, regrouping must change nothing at all.
-    batch = random_batch([2, 0, 3, 1, 4], generator, dtype=torch.float64)
+    batch = random_batch(counts, generator, dtype=torch.float64)
     found = {}
     for mode in ('none', 'split'):
         torch.manual_seed(5)
