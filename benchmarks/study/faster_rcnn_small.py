@@ -3,9 +3,9 @@ _base_ = ['./faster_rcnn_full.py']
 
 model = dict(
     backbone=dict(depth=18, base_channels=32),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=128),
-    rpn_head=dict(in_channels=128, feat_channels=64),
-    roi_head=dict(bbox_roi_extractor=dict(out_channels=128), bbox_head=dict(in_channels=128, fc_out_channels=256)),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=64), bbox_head=dict(in_channels=64, fc_out_channels=256)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
