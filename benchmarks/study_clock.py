@@ -16,11 +16,9 @@ import tempfile
 import time
 
 import torch
-from mmengine.config import Config
 from mmengine.device import get_device
 
-from ccop_mm import hosts
-from ccop_mm.engine.launch import build_runner
+from ccop_mm.engine import launch
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.errors import exit_on_input_error
@@ -37,10 +35,11 @@ class Training:
     """
 
     def __init__(self, config: str, name: str, work_dir: str) -> None:
-        cfg = hosts.prepare_config(Config.fromfile(config))
-        cfg.launcher, cfg.work_dir, cfg.experiment_name, cfg.log_level = 'none', work_dir, name, 'WARNING'
+        options = dict(work_dir=work_dir, cfg_options={}, launcher='none', local_rank=0)
+        cfg = launch.load_config(argparse.Namespace(config=config, **options))
+        cfg.experiment_name, cfg.log_level = name, 'WARNING'
         fit_queues(cfg)
-        runner = build_runner(cfg)
+        runner = launch.build_runner(cfg)
         self._model = runner.model.train()
         if hasattr(self._model, 'box_jitter'):
             self._model.box_jitter.progress = 0.5  # there is no hook to move it

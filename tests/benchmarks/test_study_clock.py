@@ -46,6 +46,14 @@ def test_a_machine_that_slows_down_does_not_change_the_ratio(clock, tmp_path, mo
     assert calls == [0.75, 0.5] * 7
 
 
+def test_a_config_that_is_not_there_is_named(clock, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        clock.main([str(tmp_path / 'absent.py'), 'other.py', '--json', str(tmp_path / 'clock.json')])
+    assert ended.value.code not in (0, None)
+    assert f'no config file {tmp_path / "absent.py"}' in f'{ended.value.code}{capsys.readouterr().err}'
+    assert not (tmp_path / 'clock.json').exists()
+
+
 def test_steps_are_those_of_a_training(clock, tmp_path):
     listed, proposals, rng = [], [], np.random.default_rng(0)
     for number in range(5):
