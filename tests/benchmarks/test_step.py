@@ -97,6 +97,19 @@ def test_a_step_elsewhere_is_the_same_step(parts):
     assert process.exitcode == 0, 'it ends with the object'
 
 
+def test_the_released_way_alone_has_the_allocator_of_its_users(parts, monkeypatch):
+    variants, _, _ = parts
+    import step
+
+    monkeypatch.setattr(step, 'StepElsewhere', lambda variant, setting, threads: ('elsewhere', variant, setting))
+    monkeypatch.setattr(step, 'VARIANTS', dict.fromkeys(variants.VARIANTS, lambda setting: 'here'))
+    setting = variants.Setting()
+    found = {name: step.built_step(name, setting) for name in variants.VARIANTS}
+    assert found.pop('released') == ('elsewhere', 'released', setting)
+    assert set(found.values()) == {'here'} and 'released_kept' in found
+    assert step.built_step('released', setting.but(device='cuda')) == 'here'
+
+
 def test_a_step_that_dies_elsewhere_is_named(parts):
     variants, _, meters = parts
     import step_process
