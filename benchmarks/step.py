@@ -8,8 +8,8 @@ The floor is the two encoders alone: query backbone and FPN forward and backward
 steps of a table run in turn, one of each; a ratio is the median of those between neighbours. Memory is what a step
 holds at its peak beyond what stays between steps; of it, "extra" is what lies beyond the floor's.
 
-On a CPU the released way has a process of its own, with the memory allocator of its users; the others keep freed
-memory, as tools/train.py does, and the row "released_kept" is the released way among them.
+On a CPU all steps keep freed memory, as tools/train.py does. "released_alone" is the released way once more, in a
+process of its own with the memory allocator that its users have.
 """
 
 import argparse
@@ -109,11 +109,10 @@ class Table:
 def built_step(variant, setting):
     """A step, ready to be measured.
 
-    On the CPU the released way runs in a process of its own, with the allocator that its users have. The others run in
-    this one, which keeps freed memory as tools/train.py does: ``released_kept``, the released way once more, too.
+    All run in this process, which on the CPU keeps freed memory as tools/train.py does, but for ``released_alone``.
     """
-    if variant == 'released' and setting.device == 'cpu':
-        return StepElsewhere(variant, setting, torch.get_num_threads())
+    if variant == 'released_alone':
+        return StepElsewhere('released', setting, torch.get_num_threads())
     return VARIANTS[variant](setting)
 
 
@@ -132,7 +131,7 @@ def against_the_floor(title, setting, repeats, deadline, names):
     table = Table({name: (name, setting) for name in names}, repeats, deadline)
     table.show(title)
     figures = table.figures()
-    for name in ('released', 'released_kept'):
+    for name in ('released', 'released_alone'):
         if name in names:
             figures[f'{name}_over_ccop_time'] = table.ratio(name, 'ccop')
             figures[f'{name}_over_ccop_cpu_time'] = table.ratio(name, 'ccop', cpu=True)
@@ -230,7 +229,7 @@ def gpu_suite(args, deadline):
 def parse_args(argv=None):
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    others = [name for name in VARIANTS if name not in ('floor', 'ccop')]
+    others = [name for name in VARIANTS if name not in ('floor', 'ccop')] + ['released_alone']
     parser.add_argument('--suite', choices=['step', 'growth', 'gpu'], default='step')
     parser.add_argument('--models', nargs='+', choices=['r50', 'r18'], default=['r50', 'r18'], help='of the step suite')
     parser.add_argument('--beside', nargs='+', choices=others, default=others, help='of the step suite: other steps')
@@ -258,8 +257,8 @@ def main():
         r50 = r18 = Setting(depth=18, size=64, batch=4, objects=3, jitter=2, queue=256, device=args.device)
     if args.suite == 'step':
         figures, begun = {}, time.monotonic()
-        # On a GPU, with its one allocator, it would be the same as ``released``.
-        beside = [name for name in args.beside if args.device == 'cpu' or name != 'released_kept']
+        # A GPU has torch's allocator in any process: nothing to compare.
+        beside = [name for name in args.beside if args.device == 'cpu' or name != 'released_alone']
         for number, (prefix, setting) in enumerate(dict(r50=r50, r18=r18).items()):
             if prefix in args.models:
                 until = begun + (deadline - begun) * (number + 1) / 2 if len(args.models) > 1 else deadline

@@ -199,13 +199,7 @@ def moco(setting):
 
 
 VARIANTS = dict(
-    floor=Floor,
-    moco=moco,
-    released=released,
-    released_kept=released,
-    ccop_reference=ccop_reference,
-    ccop_whole=ccop_whole,
-    ccop=ccop,
+    floor=Floor, moco=moco, released=released, ccop_reference=ccop_reference, ccop_whole=ccop_whole, ccop=ccop
 )
 
 
@@ -227,5 +221,5 @@ def placed(module, setting):
     if setting.compile:
         for name, part in module.named_modules():
             if name.split('.')[-1].removeprefix('key_') in ('backbone', 'neck') and isinstance(part, nn.Module):
-                part.compile()
+                part.compile(dynamic=False)  # as CompileHook
     return module

@@ -17,6 +17,10 @@ class CompileHook(Hook):
     uncompiled. The parts with objects are left out: their sizes change from step to step, and each new one could
     compile again.
 
+    For each size of batch by itself, for a training has one: from the second on torch would compile once for all sizes,
+    with symbols in their place, which takes minutes where the groups of a batch go in one pass
+    (:class:`ccop_mm.models.split_batch_norm.SplitBatchNorm2d`). Set ``dynamic`` to choose otherwise.
+
     Args:
         parts (Sequence[str]): Modules of the model by name; CCOP's image encoders by default.
         **options: Of ``torch.compile``, such as ``backend`` or ``mode``.
@@ -26,7 +30,7 @@ class CompileHook(Hook):
         self, parts: tuple[str, ...] = ('backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck'), **options
     ) -> None:
         self.parts = tuple(parts)
-        self.options = options
+        self.options = {'dynamic': False, **options}
 
     def before_train(self, runner: Runner) -> None:
         """Marks the parts; each is compiled when it is first called."""

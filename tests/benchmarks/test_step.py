@@ -97,17 +97,15 @@ def test_a_step_elsewhere_is_the_same_step(parts):
     assert process.exitcode == 0, 'it ends with the object'
 
 
-def test_the_released_way_alone_has_the_allocator_of_its_users(parts, monkeypatch):
+def test_one_row_alone_has_another_process(parts, monkeypatch):
     variants, _, _ = parts
     import step
 
     monkeypatch.setattr(step, 'StepElsewhere', lambda variant, setting, threads: ('elsewhere', variant, setting))
     monkeypatch.setattr(step, 'VARIANTS', dict.fromkeys(variants.VARIANTS, lambda setting: 'here'))
     setting = variants.Setting()
-    found = {name: step.built_step(name, setting) for name in variants.VARIANTS}
-    assert found.pop('released') == ('elsewhere', 'released', setting)
-    assert set(found.values()) == {'here'} and 'released_kept' in found
-    assert step.built_step('released', setting.but(device='cuda')) == 'here'
+    assert {step.built_step(name, setting) for name in variants.VARIANTS} == {'here'}
+    assert step.built_step('released_alone', setting) == ('elsewhere', 'released', setting)
 
 
 def test_a_step_that_dies_elsewhere_is_named(parts):
@@ -130,7 +128,7 @@ def test_one_command_prints_the_table_and_writes_the_figures(tmp_path):
         'moco_over_floor',
         'released_over_floor',
         'released_over_ccop_time',
-        'released_kept_over_ccop_time',
+        'released_alone_over_ccop_time',
         'released_over_ccop_extra_memory',
         'r18_ccop_over_floor',
         'ccop_gflop',

@@ -1,10 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
+from ccop_mm.engine import CompileHook
 from ccop_mm.errors import InputError
+from ccop_mm.models.split_batch_norm import SplitBatchNorm2d, set_groups
 
 FAST = Path(__file__).resolve().parents[2] / 'configs' / 'ccop' / 'ccop-fast_r50_fpn_800e_coco.py'
 ENCODERS = ['backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck']
@@ -28,6 +33,23 @@ def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
     assert names[0] == names[1]
     for name, values in logs[1].items():
         assert logs[0][name] == pytest.approx(values, rel=1e-4), name
+
+
+@pytest.mark.parametrize('options, symbols', [({}, False), (dict(dynamic=None), True)])
+def test_another_batch_size_is_compiled_by_itself(options, symbols):
+    # With symbols in the place of sizes, a pass over groups takes minutes to compile.
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(any(isinstance(value, torch.SymInt) for value in inputs))
+        return graph.forward
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), SplitBatchNorm2d.convert(nn.BatchNorm2d(4)))
+    set_groups([model], 2)
+    CompileHook(parts=['1'], backend=backend, **options).before_train(SimpleNamespace(model=model))
+    for batch_size in (4, 6):
+        model(torch.rand(batch_size, 3, 8, 8))
+    assert seen == [False, symbols]
 
 
 def test_an_absent_part_is_one_line(small_config):

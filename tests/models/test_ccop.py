@@ -2,6 +2,7 @@ import copy
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmselfsup.models import MoCo
 from mmselfsup.registry import MODELS
 from mmselfsup.structures import SelfSupDataSample
 
+from ccop_mm.engine import CompileHook
 from ccop_mm.models import losses
 from ccop_mm.models.split_batch_norm import deinterleave
 
@@ -383,8 +385,8 @@ def test_a_compiled_backbone_changes_neither_losses_nor_names(generator):
         torch.manual_seed(4)
         model = MODELS.build(config()).train()
         if compiled:
-            model.backbone.compile(backend='aot_eager')
-            model.encoder_k.backbone.compile(backend='aot_eager')
+            hook = CompileHook(parts=['backbone', 'encoder_k.backbone'], backend='aot_eager')
+            hook.before_train(SimpleNamespace(model=model))
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for batch in batches:
             result = model.loss(*batch)

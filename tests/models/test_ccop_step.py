@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from mmselfsup.structures import SelfSupDataSample
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ccop_mm.engine import CompileHook
 
 
 def build(**changes):
@@ -191,8 +194,7 @@ def fifty_steps(dtype, half=False, fast=False, record=None, states=()):
     torch.manual_seed(0)
     model = build(channels_last=fast, queue_len=256).to(dtype)
     if fast:
-        for name in ('backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck'):
-            model.get_submodule(name).compile(backend='aot_eager')
+        CompileHook(backend='aot_eager').before_train(SimpleNamespace(model=model))
     # The recipe's learning rate, scaled to a batch of 8.
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
