@@ -38,6 +38,7 @@ def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
 @pytest.mark.parametrize('options, symbols', [({}, False), (dict(dynamic=None), True)])
 def test_another_batch_size_is_compiled_by_itself(options, symbols):
     # With symbols in the place of sizes, a pass over groups takes minutes to compile.
+    torch._dynamo.reset()  # it remembers the sizes that other tests had
     seen = []
 
     def backend(graph, inputs):
