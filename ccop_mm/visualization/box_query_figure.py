@@ -66,8 +66,10 @@ def collect_box_queries(
         drawer (ViewDrawer, optional): Draws the views.
 
     Raises:
-        InputError: If no photo has such an object.
+        InputError: If no photo has such an object, or ``num`` is below 1.
     """
+    if num < 1:
+        raise InputError(f'at least 1 object is needed for a figure, got {num}')
     drawer = drawer or ViewDrawer(size, seed)
     device = next(model.parameters()).device
     queries = []

@@ -137,6 +137,9 @@ def test_box_query(folder, capsys):
     run('box_query', folder / 'config.py', *options(folder, '--out', folder / 'a.png', '--num', 2, '--levels', 'C4'))
     assert capsys.readouterr().out == f'2 objects drawn: {folder / "a.png"}\n'
     assert Image.open(folder / 'a.png').size[0] == 1432
+    with pytest.raises(SystemExit):
+        run('box_query', folder / 'config.py', *options(folder, '--out', folder / 'b.png', '--num', 0))
+    assert 'at least 1 object is needed for a figure, got 0' in capsys.readouterr().err
 
 
 def test_training_report_and_curves(folder, capsys):
