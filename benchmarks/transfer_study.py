@@ -21,7 +21,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -325,12 +325,15 @@ def run_lanes(methods: list[str], seeds: list[int]) -> list[list[tuple[str, int]
 
 
 def side_by_side(function: Callable, items: list, jobs: int) -> Iterator:
-    """Results of a function in the order of its items, ``jobs`` at once; after a failure no further one is begun."""
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield from pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Results of a function as they come, ``jobs`` at once; after a failure no further one is begun."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def parse_args(argv=None):
@@ -366,10 +369,11 @@ def main(argv=None):
     # The cheap part's result first: it is there even if the detectors are not waited for.
     table = write_report(study.out, outcomes)
     detected = [one for one in outcomes if one.method != 'random-bn'] if args.labels else []
-    found = side_by_side(
-        lambda one: {share: study.detect(one.method, one.seed, share) for share in args.labels}, detected, args.jobs
-    )
-    for outcome, metrics in zip(detected, found, strict=True):
+
+    def detect(one: Outcome) -> tuple[Outcome, dict[int, Path]]:
+        return one, {share: study.detect(one.method, one.seed, share) for share in args.labels}
+
+    for outcome, metrics in side_by_side(detect, detected, args.jobs):
         outcome.ap = metrics
         table = write_report(study.out, outcomes)
     print(f'\n{table}\nwritten: {study.out / "results.md"}, results.png, results.svg, commands.txt')

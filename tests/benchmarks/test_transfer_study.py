@@ -1,5 +1,7 @@
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +143,67 @@ def test_finished_steps_are_not_run_again(study, data, tmp_path):
     with pytest.raises(InputError, match='failed'):
         one.run_tool('a step', tmp_path / 'out' / 'other.json', 'tools/absent.py')
     assert (tmp_path / 'out' / 'commands.txt').read_text() == 'python tools/absent.py\n'
+
+
+def test_moco_of_equal_time_waits_for_that_of_equal_photos(study):
+    assert study.run_lanes(list(study.METHODS), [0, 1]) == [
+        [('ccop', 0)], [('ccop', 1)],
+        [('mocov2', 0), ('mocov2-time', 0)], [('mocov2', 1), ('mocov2-time', 1)],
+        [('image', 0)], [('image', 1)], [('random-bn', 0)], [('random-bn', 1)], [('random', 0)], [('random', 1)],
+    ]  # fmt: skip
+    assert study.run_lanes(['random', 'mocov2-time'], [3]) == [[('mocov2-time', 3)], [('random', 3)]]
+
+
+def test_side_by_side(study):
+    meeting = threading.Barrier(2, timeout=10)
+
+    def meet(number):
+        meeting.wait()  # breaks unless two are at work at once
+        return number
+
+    assert sorted(study.side_by_side(meet, [3, 1, 2, 0], 2)) == [0, 1, 2, 3]
+
+
+def test_a_failure_begins_nothing_further(study):
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            raise InputError('1 failed')
+        time.sleep(0.5)  # busy until the failure has been seen
+
+    with pytest.raises(InputError, match='1 failed'):
+        list(study.side_by_side(work, list(range(9)), 2))
+    assert len(begun) < 9
+
+
+def test_what_all_need_is_done_before_anything_goes_side_by_side(study, data, tmp_path, monkeypatch):
+    done = []
+    for name in ('propose', 'step_ratio'):
+        monkeypatch.setattr(study.Study, name, lambda self, name=name: done.append(name))
+
+    def probe(self, method, seed):
+        done.append((method, seed))
+        return study.Outcome(method, seed, tmp_path, {})
+
+    monkeypatch.setattr(study.Study, 'probe', probe)
+    one = study.Study(data, tmp_path / 'out', 'small')
+    methods = ['random', 'mocov2', 'mocov2-time', 'ccop']
+    outcomes = one.probe_all(methods, [5, 4], 2)
+    assert [(each.method, each.seed) for each in outcomes] == [(name, seed) for seed in (5, 4) for name in methods]
+    assert done[:2] == ['propose', 'step_ratio'] and sorted(map(str, done[2:])) == sorted(
+        str((name, seed)) for seed in (5, 4) for name in methods
+    )
+    done.clear()
+    one.probe_all(['random'], [0], 1)
+    assert done == [('random', 0)], 'random weights need neither proposals nor a clock'
+
+
+def test_no_jobs_are_refused(study, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        study.main([str(data), '--out', str(tmp_path / 'out'), '--jobs', '0'])
+    assert '--jobs must be at least 1, got 0' in capsys.readouterr().err
 
 
 def test_a_folder_of_another_study_is_refused(study, data, tmp_path, monkeypatch):
