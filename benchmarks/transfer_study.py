@@ -362,7 +362,7 @@ def main(argv=None):
     if args.jobs < 1:
         raise InputError(f'--jobs must be at least 1, got {args.jobs}')
     if args.jobs > 1:
-        os.environ.setdefault('OMP_NUM_THREADS', str(max(1, len(os.sched_getaffinity(0)) // args.jobs)))
+        os.environ.setdefault('OMP_NUM_THREADS', str(max(1, torch.get_num_threads() // args.jobs)))
     study = Study(args.data, args.out, args.setting, args.epochs, args.device)
     methods = [method for method in METHODS if method in args.methods]
     outcomes = study.probe_all(methods, args.seeds, args.jobs)

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import threading
 import time
@@ -198,6 +199,31 @@ def test_what_all_need_is_done_before_anything_goes_side_by_side(study, data, tm
     done.clear()
     one.probe_all(['random'], [0], 1)
     assert done == [('random', 0)], 'random weights need neither proposals nor a clock'
+
+
+@pytest.mark.parametrize(('jobs', 'given', 'threads'), [(2, None, '3'), (9, None, '1'), (1, None, None), (2, '5', '5')])
+def test_jobs_share_the_threads(study, data, tmp_path, monkeypatch, jobs, given, threads):
+    monkeypatch.setenv('OMP_NUM_THREADS', given or '')  # so that it is put back
+    if given is None:
+        del os.environ['OMP_NUM_THREADS']
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 7)
+    seen = []
+    monkeypatch.setattr(study.Study, 'probe_all', lambda *args: seen.append(os.environ.get('OMP_NUM_THREADS')) or [])
+    monkeypatch.setattr(study, 'write_report', lambda *args: '')
+    study.main([str(data), '--out', str(tmp_path / 'out'), '--jobs', str(jobs)])
+    assert seen == [threads]
+
+
+def test_detectors_of_every_method_but_random_bn(study, data, tmp_path, monkeypatch):
+    outcomes = [study.Outcome(method, 0, tmp_path, {}) for method in ('random', 'random-bn', 'ccop')]
+    monkeypatch.setattr(study.Study, 'probe_all', lambda *args: outcomes)
+    monkeypatch.setattr(study.Study, 'detect', lambda self, method, seed, share: Path(f'{method}-{seed}-{share}'))
+    tables = []
+    monkeypatch.setattr(study, 'write_report', lambda out, found: tables.append([dict(one.ap) for one in found]) or '')
+    study.main([str(data), '--out', str(tmp_path / 'out'), '--labels', '10', '100'])
+    random, ccop = ({share: Path(f'{method}-0-{share}') for share in (10, 100)} for method in ('random', 'ccop'))
+    assert tables[0] == [{}, {}, {}], 'the cheap part first'
+    assert len(tables) == 3 and tables[-1] == [random, {}, ccop]
 
 
 def test_no_jobs_are_refused(study, data, tmp_path, capsys):
