@@ -135,7 +135,7 @@ def _batches(photos: list[AnnotatedPhoto], size: int, batch_size: int) -> Iterat
     yield from waiting.values()
 
 
-def read_photo(photo: AnnotatedPhoto) -> np.ndarray | None:
+def read_pixels(photo: AnnotatedPhoto) -> np.ndarray | None:
     """The photo, (h, w, 3) uint8 BGR; None, with a log line, if it cannot be read or has not the annotated size."""
     try:
         image, _ = load_photo(photo.path)
@@ -152,7 +152,7 @@ def read_photo(photo: AnnotatedPhoto) -> np.ndarray | None:
 
 def _load(photo: AnnotatedPhoto, size: int) -> tuple[np.ndarray, Tensor] | None:
     """The photo resized, (h, w, 3) uint8 BGR, and its boxes (n, 4) to match; None if it is bad."""
-    image = read_photo(photo)
+    image = read_pixels(photo)
     if image is None:
         return None
     height, width = image.shape[:2]

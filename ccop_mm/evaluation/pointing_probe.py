@@ -18,7 +18,7 @@ from ccop_mm.datasets.sampler import SampleKey, drawing_from
 from ccop_mm.errors import InputError
 from ccop_mm.evaluation.annotated_photos import AnnotatedPhoto, read_annotated_photos
 from ccop_mm.evaluation.feature_maps import STRIDES, feature_maps, normalize_views
-from ccop_mm.evaluation.object_features import inference_mode, read_photo, to_device
+from ccop_mm.evaluation.object_features import inference_mode, read_pixels, to_device
 from ccop_mm.evaluation.pointing import PointingResult, box_similarity, cells_inside, pointing_hits
 
 #: C2 is left out: no detector's head reads it, and it sees little more than color.
@@ -164,7 +164,7 @@ def _batches(photos, drawer: ViewDrawer, repeats: int, batch_size: int) -> Itera
     """Lists of at most ``batch_size`` (photo's number, its views); views without a common object are passed over."""
     batch, bad = [], 0
     for index, photo in photos:
-        image = read_photo(photo)
+        image = read_pixels(photo)
         if image is None:
             bad += 1
             continue

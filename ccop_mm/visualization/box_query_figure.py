@@ -13,7 +13,7 @@ from ccop_mm import boxes as box_ops
 from ccop_mm.errors import InputError
 from ccop_mm.evaluation.annotated_photos import AnnotatedPhoto
 from ccop_mm.evaluation.feature_maps import PYRAMID, STRIDES, feature_maps, normalize_views
-from ccop_mm.evaluation.object_features import inference_mode, read_photo
+from ccop_mm.evaluation.object_features import inference_mode, read_pixels
 from ccop_mm.evaluation.pointing import box_similarity
 from ccop_mm.evaluation.pointing_probe import MAX_SHARE, ViewDrawer
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
@@ -78,7 +78,7 @@ def collect_box_queries(
             if len(queries) == num:
                 break
             index, photo = photos[place]
-            image = read_photo(photo)
+            image = read_pixels(photo)
             if image is None:
                 continue
             found = _find_object(drawer, image, photo, index, MAX_SHARE * size * size)
