@@ -53,7 +53,8 @@ class Setting:
         view (int): Side of a view in pixels, in pre-training and in the pointing probe.
         knn_size (int): Short side of a photo in the kNN probe; a view covers 0.6 of a photo on average, so objects are
             then as large as in pre-training.
-        anneal (bool): Whether the learning rate falls to 0; else it stays, as at the beginning of a longer run.
+        anneal (bool): Whether the learning rate falls to 0; else the config's schedule stays, that of the beginning of
+            a longer run.
         detector_epochs (dict[int, int]): Epochs of fine-tuning by per cent of the labels.
     """
 
@@ -65,7 +66,7 @@ class Setting:
 
 
 SETTINGS = {
-    'small': Setting(14, 80, 96, False, {10: 12, 100: 6}),
+    'small': Setting(12, 80, 96, False, {10: 12, 100: 6}),
     'full': Setting(200, 160, 208, True, {10: 48, 100: 24}),
 }
 
@@ -189,14 +190,12 @@ class Study:
         settings = {
             'train_dataloader': dict(dataset=dataset),
             'train_cfg': dict(max_epochs=epochs),
-            'param_scheduler': [
-                dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)
-            ]
-            if self.setting.anneal
-            else [],
             'default_hooks': dict(checkpoint=dict(interval=max(1, epochs // 5))),
             'randomness': dict(seed=seed),
         }
+        if self.setting.anneal:
+            falling = dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True)
+            settings['param_scheduler'] = [dict(falling, convert_to_iter_based=True)]
         if method.startswith('mocov2'):
             # As CCOP's queue_len='auto': 55 % of an epoch, up to MoCo's multiple of the batch.
             wanted = min(65536, 0.554 * self.photos)

@@ -16,6 +16,9 @@ model = dict(
         # mmdet's default keeps batch statistics frozen, which is for fine-tuning.
         norm_eval=False,
         frozen_stages=-1,
+        # mmselfsup's and torchvision's default, and so MoCo v2's. mmdet's begins with every block as the identity; a
+        # short pre-training learns far less from there (docs/results.md).
+        zero_init_residual=False,
         style='pytorch',
     ),
     neck=dict(

@@ -56,7 +56,9 @@ def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
     configs = {method: Config.fromfile(one.pretrain_config(method, 3, 7, {})) for method in ('ccop', 'mocov2', 'image')}
     ccop, moco = configs['ccop'], configs['mocov2']
     assert ccop.train_dataloader == moco.train_dataloader
-    assert ccop.optim_wrapper == moco.optim_wrapper and ccop.param_scheduler == moco.param_scheduler
+    assert ccop.optim_wrapper.optimizer == dict(moco.optim_wrapper.optimizer, lr=0.08), 'but for the rate of each'
+    assert ccop.param_scheduler == moco.param_scheduler
+    assert ccop.model.backbone == dict(moco.model.backbone, out_indices=(0, 1, 2, 3))
     assert ccop.param_scheduler == [], 'the small setting is the beginning of a longer run'
     assert ccop.train_cfg.max_epochs == 7 and ccop.randomness.seed == 3
     assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size

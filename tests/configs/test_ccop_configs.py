@@ -1,7 +1,9 @@
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import mmselfsup.models
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -63,6 +65,21 @@ def test_every_model_builds_with_trainable_norms(path):
     assert all(parameter.requires_grad for parameter in model.backbone.parameters())
     names = set(model.state_dict())
     assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.weight', 'neck.fpn_convs.3.bn.running_var'} <= names
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_backbones_begin_as_mocos(path):
+    # mmselfsup's MoCo v2 leaves this to its ResNet's default; mmdet's ResNet has another.
+    host = inspect.signature(mmselfsup.models.ResNet.__init__).parameters['zero_init_residual'].default
+    backbone = Config.fromfile(path).model.backbone
+    assert backbone.zero_init_residual == host
+    init_default_scope('mmselfsup')
+    built = MODELS.build(backbone)
+    for norm in built.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.fill_(0.5)
+    built.init_weights()
+    assert all((norm.weight == 1).all() for norm in built.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
 def test_the_recipe_is_the_papers():
