@@ -80,10 +80,22 @@ class Study:
         name (str): Key of :data:`SETTINGS`; also the suffix of the configs.
         epochs (int, optional): Instead of the setting's.
         device (str): Of the probes.
+        moco (Path, optional): MoCo v2's config, instead of the setting's.
     """
 
-    def __init__(self, data: Path, out: Path, name: str, epochs: int | None = None, device: str = 'cpu') -> None:
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        name: str,
+        epochs: int | None = None,
+        device: str = 'cpu',
+        moco: Path | None = None,
+    ) -> None:
         self.data, self.out, self.name, self.device = data.resolve(), out.absolute(), name, device
+        self.moco = moco.resolve() if moco else CONFIGS / f'mocov2_{name}.py'
+        if not self.moco.is_file():
+            raise InputError(f'--moco {self.moco} does not exist')
         self.setting = SETTINGS[name]
         self.epochs = epochs or self.setting.epochs
         for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
@@ -146,7 +158,7 @@ class Study:
 
     def config(self, method: str) -> Path:
         """The config of a method without data: its model."""
-        return CONFIGS / f'{"mocov2" if method.startswith("mocov2") else "ccop"}_{self.name}.py'
+        return self.moco if method.startswith('mocov2') else CONFIGS / f'ccop_{self.name}.py'
 
     def run_config(self, method: str, seed: int) -> Path:
         """The config of a run, once :meth:`pretrain` has written it; of random weights the method's."""
@@ -348,6 +360,7 @@ def parse_args(argv=None):
         '--labels', type=int, nargs='*', choices=(10, 100), default=[], help='per cent of the labels to fine-tune on'
     )
     parser.add_argument('--epochs', type=int, help="of CCOP's pre-training, instead of the setting's")
+    parser.add_argument('--moco', type=Path, help="config of MoCo v2, instead of the setting's: by CCOP's recipe")
     parser.add_argument(
         '--jobs', type=int, default=1, help='trainings side by side, which share the cores (default: %(default)s)'
     )
@@ -362,7 +375,7 @@ def main(argv=None):
         raise InputError(f'--jobs must be at least 1, got {args.jobs}')
     if args.jobs > 1:
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, torch.get_num_threads() // args.jobs)))
-    study = Study(args.data, args.out, args.setting, args.epochs, args.device)
+    study = Study(args.data, args.out, args.setting, args.epochs, args.device, args.moco)
     methods = [method for method in METHODS if method in args.methods]
     outcomes = study.probe_all(methods, args.seeds, args.jobs)
     # The cheap part's result first: it is there even if the detectors are not waited for.

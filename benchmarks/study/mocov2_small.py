@@ -1,5 +1,5 @@
-# mmselfsup's MoCo v2 on the backbone, photos, views and batch of ccop_small.py; its momentum and temperature too. What
-# is MoCo's alone: the backbone's last stage, its neck, its head, and the learning rate.
+# mmselfsup's MoCo v2 by the recipe of ccop_small.py: backbone, photos, views, batch, learning rate, momentum and
+# temperature. What is MoCo's alone: the backbone's last stage, its neck and its head.
 _base_ = ['./ccop_small.py']
 
 model = dict(
@@ -13,5 +13,3 @@ model = dict(
     momentum=0.99,
 )
 custom_hooks = [dict(type='FiniteLossHook')]  # there is no curriculum to move
-# Its own best of 0.015, 0.03, 0.08 and AdamW. At CCOP's 0.08 it does not get past random weights (docs/results.md).
-optim_wrapper = dict(optimizer=dict(lr=0.03))

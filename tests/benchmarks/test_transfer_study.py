@@ -56,14 +56,29 @@ def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
     configs = {method: Config.fromfile(one.pretrain_config(method, 3, 7, {})) for method in ('ccop', 'mocov2', 'image')}
     ccop, moco = configs['ccop'], configs['mocov2']
     assert ccop.train_dataloader == moco.train_dataloader
-    assert ccop.optim_wrapper.optimizer == dict(moco.optim_wrapper.optimizer, lr=0.08), 'but for the rate of each'
-    assert ccop.param_scheduler == moco.param_scheduler
+    assert ccop.optim_wrapper == moco.optim_wrapper and ccop.param_scheduler == moco.param_scheduler
     assert ccop.model.backbone == dict(moco.model.backbone, out_indices=(0, 1, 2, 3))
     assert ccop.param_scheduler == [], 'the small setting is the beginning of a longer run'
     assert ccop.train_cfg.max_epochs == 7 and ccop.randomness.seed == 3
     assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size
     assert moco.model.momentum == ccop.model.momentum
     assert configs['image'].train_dataloader.dataset.num_proposals == 0
+
+
+def test_another_recipe_for_moco(study, data, tmp_path):
+    tuned = study.CONFIGS / 'mocov2-tuned_small.py'
+    one = study.Study(data, tmp_path / 'out', 'small', moco=tuned)
+    (tmp_path / 'out' / 'proposals.npz').touch()
+    ccop, moco = (Config.fromfile(one.pretrain_config(method, 0, 7, {})) for method in ('ccop', 'mocov2-time'))
+    assert ccop.optim_wrapper.optimizer == dict(moco.optim_wrapper.optimizer, lr=0.08)
+    assert (moco.optim_wrapper.optimizer.lr, ccop.param_scheduler) == (0.03, [])
+    (schedule,) = moco.param_scheduler
+    assert (schedule.type, schedule.by_epoch, schedule.end) == ('LinearLR', False, 90)
+    one._lock.close()
+    with pytest.raises(InputError, match='another study'):  # the recipe is part of what a folder holds
+        study.Study(data, tmp_path / 'out', 'small')
+    with pytest.raises(InputError, match='--moco .*absent.py does not exist'):
+        study.Study(data, tmp_path / 'other', 'small', moco=tmp_path / 'absent.py')
 
 
 def test_the_full_setting_anneals_to_the_end_of_the_run(study, data, tmp_path, monkeypatch):
