@@ -2,6 +2,7 @@
 
     python benchmarks/transfer_study.py DATA --out work_dirs/study --jobs 2   # small: docs/results.md has the times
     python benchmarks/transfer_study.py DATA --out work_dirs/study --labels 10       # and box AP on 10 % of the labels
+    python benchmarks/transfer_study.py DATA --out work_dirs/tuned --moco benchmarks/study/mocov2-tuned_small.py
     python benchmarks/transfer_study.py DATA --out work_dirs/full --setting full --seeds 0 1 2 --labels 10 100 # a GPU
 
 DATA holds annotations/train.json and annotations/val.json (COCO format) and the photos in train/ and val/. Pre-training
