@@ -42,7 +42,7 @@ class Outcome:
         pointing (Path): From tools/inspect/pointing.py.
         knn (dict[str, Path]): By stage, from tools/inspect/knn_recall.py.
         cost (dict): ``epochs``, ``steps`` and ``step_s`` of the pre-training; empty without one. ``ratio`` where the
-            epochs follow from it: a CCOP step's seconds over a MoCo v2 step's.
+            epochs follow from it: a CCOP step's seconds over a MoCo v2 step's. ``config``: the name of MoCo v2's.
         ap (dict[int, Path]): By per cent of the labels, from tools/test.py.
     """
 
@@ -98,6 +98,9 @@ def pointing_table(outcomes: list[Outcome]) -> str:
         cells = [_cell(report, level, [read_pointing_result(one.pointing) for one in group]) for level in levels]
         epochs = f'{cost["epochs"]} | {statistics.mean(one.cost["step_s"] for one in group):.2f}' if cost else '- | -'
         lines.append(f'| {TITLES[method]} | {epochs} | {" | ".join(cells)} |')
+    recipes = sorted({one.cost['config'] for one in outcomes if 'config' in one.cost})
+    if recipes:
+        lines += ['', f'MoCo v2 is by {", ".join(recipes)}.']
     ratios = [one.cost['ratio'] for one in outcomes if 'ratio' in one.cost]
     if ratios:
         lines += ['', f'Same wall-clock: a CCOP step takes {ratios[0]:.2f} times one of MoCo v2, timed in turn.']

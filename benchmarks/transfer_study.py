@@ -95,8 +95,6 @@ class Study:
     ) -> None:
         self.data, self.out, self.name, self.device = data.resolve(), out.absolute(), name, device
         self.moco = moco.resolve() if moco else CONFIGS / f'mocov2_{name}.py'
-        if not self.moco.is_file():
-            raise InputError(f'--moco {self.moco} does not exist')
         self.setting = SETTINGS[name]
         self.epochs = epochs or self.setting.epochs
         for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
@@ -104,9 +102,25 @@ class Study:
                 raise InputError(
                     f'{self.data / path} does not exist; DATA needs annotations/train.json, val.json, train/, val/'
                 )
+        if moco:
+            self._check_moco()
         self._content = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
         self._claim()
         self.photos = len(self._content['images'])
+
+    def _check_moco(self) -> None:
+        """Refuses another MoCo v2 than one that differs from CCOP in its recipe alone: epochs are counted in steps."""
+        if not self.moco.is_file():
+            raise InputError(f'--moco {self.moco} does not exist')
+        mine, ccop = Config.fromfile(self.moco), Config.fromfile(self.config('ccop'))
+        if mine.get('model', {}).get('type') != 'MoCo':
+            raise InputError(f"--moco {self.moco}: model.type is not 'MoCo'")
+        backbones = [dict(config.model.backbone, out_indices=None) for config in (mine, ccop)]
+        if backbones[0] != backbones[1] or mine.train_dataloader != ccop.train_dataloader:
+            raise InputError(
+                f'--moco {self.moco}: backbone and train_dataloader must be those of {self.config("ccop")}; '
+                f"begin it with _base_ = ['{CONFIGS / f'mocov2_{self.name}.py'}']"
+            )
 
     def _claim(self) -> None:
         """Refuses a folder in which another study was begun, or in which one is running."""
@@ -118,7 +132,8 @@ class Study:
             raise InputError(f'a study is running in {self.out}; wait for it, or name another --out') from None
         recipe = ''.join(Config.fromfile(self.config(method)).dump() for method in ('ccop', 'mocov2'))
         digest = hashlib.sha256(recipe.encode()).hexdigest()
-        mine = dict(data=str(self.data), setting=self.name, epochs=self.epochs, configs=digest)
+        recipes = dict(moco=str(self.moco), configs=digest)
+        mine = dict(data=str(self.data), setting=self.name, epochs=self.epochs, **recipes)
         file = self.out / 'study.json'
         if file.is_file() and json.loads(file.read_text(encoding='utf-8')) != mine:
             raise InputError(f'{self.out} holds another study ({file.read_text().strip()}); name another --out')
@@ -175,8 +190,10 @@ class Study:
         elif method == 'mocov2-time':
             # Rounded up, for the benefit of MoCo v2.
             epochs = math.ceil(self.epochs * self.step_ratio())
-            if not self.setting.anneal and epochs > self.epochs:
-                # Its beginning is the shorter run: the learning rate does not fall.
+            schedule = Config.fromfile(self.config(method)).param_scheduler
+            lasting = not self.setting.anneal and all('end' in part for part in schedule)
+            if lasting and epochs > self.epochs:
+                # Its beginning is the shorter run: the schedule does not depend on the number of epochs.
                 begin = [self.pretrain('mocov2', seed)]
         work_dir = self.out / f'{method}-{seed}'
         config = self.pretrain_config(method, seed, epochs, changes)
@@ -273,6 +290,8 @@ class Study:
             epochs = int(checkpoint.stem.removeprefix('epoch_'))
             step = self.step_time(method, seed)
             cost = dict(epochs=epochs, step_s=step, steps=epochs * (self.photos // self._batch(method)))
+            if method.startswith('mocov2'):
+                cost['config'] = self.moco.stem
             if method == 'mocov2-time':
                 cost['ratio'] = self.step_ratio()
         return Outcome(method, seed, pointing, knn, cost)
@@ -361,7 +380,9 @@ def parse_args(argv=None):
         '--labels', type=int, nargs='*', choices=(10, 100), default=[], help='per cent of the labels to fine-tune on'
     )
     parser.add_argument('--epochs', type=int, help="of CCOP's pre-training, instead of the setting's")
-    parser.add_argument('--moco', type=Path, help="config of MoCo v2, instead of the setting's: by CCOP's recipe")
+    parser.add_argument(
+        '--moco', type=Path, help="config of MoCo v2, instead of the setting's, which has CCOP's recipe"
+    )
     parser.add_argument(
         '--jobs', type=int, default=1, help='trainings side by side, which share the cores (default: %(default)s)'
     )

@@ -8,7 +8,8 @@ custom_imports = dict(imports=['ccop_mm'], allow_failed_imports=False)
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
+    # Random weights begin as those that are probed and pre-trained.
+    backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, zero_init_residual=False, init_cfg=None),
     neck=dict(norm_cfg=norm_cfg),
     # Photos of 224 px: objects are half as large as at mmdet's scale or smaller.
     rpn_head=dict(anchor_generator=dict(scales=[4])),

@@ -45,7 +45,8 @@ class CCOP(BaseModel):
     C2 takes them as they are.
 
     Args:
-        backbone (dict): Gives C2 to C5, e.g. ``mmdet.ResNet``.
+        backbone (dict): Gives C2 to C5, e.g. ``mmdet.ResNet``. Its defaults are for loaded weights: pre-train with
+            ``norm_eval=False``, ``frozen_stages=-1`` and ``zero_init_residual=False``.
         neck (dict): Gives P2 to P5, e.g. ``mmdet.FPN``.
         image_projector (dict): From average-pooled C5 to the image embedding, e.g. ``ProjectionMLP``.
         object_projector (dict): From flattened 7x7 RoI features to the object embedding.

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from torch import nn
 
 from ccop_mm.errors import InputError
 from ccop_mm.evaluation import PointingResult, load_model, write_pointing_result
@@ -77,8 +79,54 @@ def test_another_recipe_for_moco(study, data, tmp_path):
     one._lock.close()
     with pytest.raises(InputError, match='another study'):  # the recipe is part of what a folder holds
         study.Study(data, tmp_path / 'out', 'small')
-    with pytest.raises(InputError, match='--moco .*absent.py does not exist'):
-        study.Study(data, tmp_path / 'other', 'small', moco=tmp_path / 'absent.py')
+
+
+@pytest.mark.parametrize(
+    'setting, text, message',
+    [
+        ('small', None, 'other.py does not exist'),
+        ('small', "_base_ = ['{}/ccop_small.py']", "model.type is not 'MoCo'"),
+        (
+            'small',
+            "_base_ = ['{}/mocov2_small.py']\ntrain_dataloader = dict(batch_size=32)",
+            'must be those of',
+        ),
+        (
+            'small',
+            "_base_ = ['{}/mocov2_small.py']\nmodel = dict(backbone=dict(depth=34))",
+            'must be those of',
+        ),
+        ('full', "_base_ = ['{}/mocov2-tuned_small.py']", 'must be those of .*ccop_full.*mocov2_full'),
+    ],
+)
+def test_a_moco_that_differs_in_more_than_its_recipe_is_refused(study, data, tmp_path, capsys, setting, text, message):
+    other = tmp_path / 'other.py'
+    if text:
+        other.write_text(text.format(study.CONFIGS) + '\n')
+    with pytest.raises(SystemExit):
+        study.main([str(data), '--out', str(tmp_path / 'out'), '--setting', setting, '--moco', str(other)])
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'schedule, goes_on',
+    [
+        ("dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)", True),
+        ("dict(type='CosineAnnealingLR')", False),  # T_max would be each run's own length
+    ],
+)
+def test_moco_goes_on_if_its_schedule_does_not_depend_on_the_end(study, data, tmp_path, monkeypatch, schedule, goes_on):
+    other = tmp_path / 'other.py'
+    other.write_text(f"_base_ = ['{study.CONFIGS}/mocov2_small.py']\nparam_scheduler = [{schedule}]\n")
+    one = study.Study(data, tmp_path / 'out', 'small', epochs=5, moco=other)
+    monkeypatch.setattr(one, 'step_ratio', lambda: 1.42)
+    monkeypatch.setattr(one, 'pretrain_config', lambda *args: tmp_path / 'config.py')
+    commands = []
+    monkeypatch.setattr(one, 'run_tool', lambda title, done, *command: commands.append(command[-1]))
+    one.pretrain('mocov2-time', 0)
+    begin = tmp_path / 'out' / 'mocov2-0' / 'epoch_5.pth'
+    assert commands == (['--resume', begin] if goes_on else ['--resume'])
 
 
 def test_the_full_setting_anneals_to_the_end_of_the_run(study, data, tmp_path, monkeypatch):
@@ -122,7 +170,11 @@ def test_moco_of_equal_time_goes_on_where_that_of_equal_photos_ended(
 def test_configs_of_both_settings_build(study):
     for name in study.SETTINGS:
         for method in ('ccop', 'mocov2'):
-            load_model(study.CONFIGS / f'{method}_{name}.py')
+            model = load_model(study.CONFIGS / f'{method}_{name}.py')
+            norms = [norm for norm in model.backbone.modules() if isinstance(norm, nn.BatchNorm2d)]
+            assert len(norms) > 15 and all((norm.weight == 1).all() for norm in norms), (
+                'no block begins as the identity'
+            )
 
 
 @pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
@@ -280,6 +332,7 @@ def outcome(study, folder, method, seed, rate):
     Path(f'{stem}knn.json').write_text(json.dumps(report | ({'embedding@10': rate} if method == 'ccop' else {})))
     Path(f'{stem}ap.json').write_text(json.dumps({'coco/bbox_mAP': rate / 10, 'coco/bbox_mAP_50': rate / 5}))
     cost = dict(epochs=2, steps=20, step_s=0.5) | (dict(ratio=1.75) if method == 'mocov2-time' else {})
+    cost |= dict(config='mocov2_odd') if method.startswith('mocov2') else {}
     paths = Path(f'{stem}.json'), {'C4': Path(f'{stem}knn.json')}
     return study.Outcome(method, seed, *paths, cost, {10: Path(f'{stem}ap.json')}), result
 
@@ -300,6 +353,7 @@ def test_report(study, tmp_path):
     difference = [row for row in rows if row[1].strip() == 'MoCo v2, same photos seen'][1]
     assert difference[2].split()[0] == f'{100 * gain:+.1f}'
     assert difference[3].strip() == '-'  # MoCo has no P2
+    assert 'MoCo v2 is by mocov2_odd.' in text
     assert '| CCOP | 7.0 +- 0.0 (14.0 +- 0.0) |' in text
     assert '| CCOP | 70.0 +- 0.0 | 70.0 +- 0.0 |' in text
     (axes,) = sys.modules['study_report'].draw([one for one, _ in made]).axes

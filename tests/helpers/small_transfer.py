@@ -168,7 +168,8 @@ def pretraining(depth):
     cfg = read_config(CONFIGS / f'ccop/ccop_r{depth}_fpn_800e_coco.py')
     model = cfg.model
     model.update(queue_len=8, object_queue_len=8)
-    model.backbone.base_channels = WIDTH
+    # Blocks that begin near the identity: else a hundred layers whose statistics nobody measured grow without bounds.
+    model.backbone.update(base_channels=WIDTH, zero_init_residual=True)
     model.neck.update(in_channels=channels(depth), out_channels=FPN_WIDTH)
     model.image_projector.update(in_channels=channels(depth)[-1], hid_channels=8)
     model.object_projector.update(in_channels=FPN_WIDTH * 49, hid_channels=8)
