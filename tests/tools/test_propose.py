@@ -193,6 +193,8 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(propose_tool, photos, 
     for number in range(300):  # seconds of work: on a busy machine the signal may come late
         shutil.copy(photos / '0.png', photos / f'again_{number}.png')
     source = run_as_script((photos, '--out', out, '--workers', 1, *slow), log)
+    # A shell's background jobs ignore it, and hand that on.
+    source = f'import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{source}'
     child = multiprocessing.get_context('forkserver').Process(target=exec, args=(source, {}))
     child.start()
     end = time.monotonic() + 30
