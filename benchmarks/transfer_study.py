@@ -381,7 +381,9 @@ def parse_args(argv=None):
     )
     parser.add_argument('--epochs', type=int, help="of CCOP's pre-training, instead of the setting's")
     parser.add_argument(
-        '--moco', type=Path, help="config of MoCo v2, instead of the setting's, which has CCOP's recipe"
+        '--moco',
+        type=Path,
+        help="config of MoCo v2, instead of the setting's, which has CCOP's recipe; the full setting sets its schedule",
     )
     parser.add_argument(
         '--jobs', type=int, default=1, help='trainings side by side, which share the cores (default: %(default)s)'

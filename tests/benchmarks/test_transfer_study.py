@@ -193,6 +193,9 @@ def test_detectors_start_from_the_weights_they_should(study, data, tmp_path, mon
     config.default_scope = 'mmdet'
     detector = load_model(config, seed=3)
     assert detector.roi_head.bbox_head.num_classes == 1
+    if method == 'random':  # the weights that are probed as random
+        norms = [norm for norm in detector.backbone.modules() if isinstance(norm, nn.BatchNorm2d)]
+        assert len(norms) > 15 and all((norm.weight == 1).all() for norm in norms)
     same = {
         part: all(
             torch.equal(value, pretrained.state_dict()[f'{part}.{key}'])
