@@ -19,6 +19,8 @@ TITLES = {
     'mocov2': 'MoCo v2, same photos seen',
     'mocov2-time': 'MoCo v2, same wall-clock',
     'image': 'CCOP, image loss alone',
+    'no-noise': 'CCOP, boxes without noise',
+    'no-intra': 'CCOP, no intra-image loss',
     'ccop': 'CCOP',
 }
 #: A color and a marker each: told apart in grey as well.
@@ -28,6 +30,8 @@ STYLES = {
     'mocov2': (COLORS[1], 's'),
     'mocov2-time': (COLORS[5], 'D'),
     'image': (COLORS[3], 'P'),
+    'no-noise': (COLORS[2], 'X'),
+    'no-intra': (COLORS[4], '*'),
     'ccop': (COLORS[0], '^'),
 }
 

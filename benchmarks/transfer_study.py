@@ -41,7 +41,13 @@ CONFIGS = Path(__file__).resolve().parent / 'study'
 #: what a network knows from having seen the photos without learning. ``image`` is CCOP without proposals: its image
 #: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
 #: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
-METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'ccop')
+METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'no-noise', 'no-intra', 'ccop')
+#: CCOP without one of its parts, as changes of its model: ``no-noise`` has each key box itself as its positive,
+#: ``no-intra`` a margin that no similarity is above.
+ABLATIONS = {
+    'no-noise': dict(box_jitter=dict(num_jitter=1, noise=(0.0, 0.0))),
+    'no-intra': dict(intra_loss=dict(alpha=1.0)),
+}
 DEFAULT_METHODS = ('random', 'mocov2', 'mocov2-time', 'ccop')
 
 
@@ -230,8 +236,10 @@ class Study:
             # As CCOP's queue_len='auto': 55 % of an epoch, up to MoCo's multiple of the batch.
             wanted = min(65536, 0.554 * self.photos)
             settings['model'] = dict(queue_len=max(batch, round(wanted / batch) * batch))
-        if method == 'image':
+        elif method == 'image':
             dataset['num_proposals'] = 0
+        elif method in ABLATIONS:
+            settings['model'] = ABLATIONS[method]
         return demo._write_config(self.run_config(method, seed), self.config(method), {**settings, **changes})
 
     def step_ratio(self) -> float:
@@ -350,7 +358,7 @@ def run_lanes(methods: list[str], seeds: list[int]) -> list[list[tuple[str, int]
     MoCo v2 of equal wall-clock goes on where that of equal photos ended.
     """
     moco = [method for method in ('mocov2', 'mocov2-time') if method in methods]
-    groups = [['ccop'], moco, ['image'], ['random-bn'], ['random']]
+    groups = [['ccop'], moco, *([method] for method in (*ABLATIONS, 'image', 'random-bn', 'random'))]
     kept = [group for group in groups if group and group[0] in methods]
     return [[(method, seed) for method in group] for group in kept for seed in seeds]
 

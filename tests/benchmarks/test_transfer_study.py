@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmselfsup.registry import MODELS
 from torch import nn
 
 from ccop_mm.errors import InputError
@@ -65,6 +66,29 @@ def test_every_method_sees_the_same_photos_and_views(study, data, tmp_path):
     assert moco.model.type == 'MoCo' and moco.model.queue_len == 64 == moco.train_dataloader.batch_size
     assert moco.model.momentum == ccop.model.momentum
     assert configs['image'].train_dataloader.dataset.num_proposals == 0
+
+
+def test_ablations_leave_out_one_part_each(study, data, tmp_path):
+    one = study.Study(data, tmp_path / 'out', 'small')
+    (tmp_path / 'out' / 'proposals.npz').touch()
+    configs = {method: Config.fromfile(one.pretrain_config(method, 0, 7, {})) for method in ('ccop', *study.ABLATIONS)}
+    lengths = dict(queue_len=8, object_queue_len=8)
+    models = {method: MODELS.build({**config.model, **lengths}) for method, config in configs.items()}
+    boxes, image = torch.tensor([[3.0, 2.0, 40.0, 30.0], [41.0, 31.0, 79.0, 77.0]]), torch.zeros(2).long()
+    for method in study.ABLATIONS:
+        changed, ccop = configs[method].to_dict(), configs['ccop'].to_dict()
+        (part,) = study.ABLATIONS[method]
+        del changed['model'][part], ccop['model'][part]
+        assert changed == ccop
+    for progress in (0.0, 0.5, 1.0):
+        jitter = models['no-noise'].box_jitter
+        jitter.progress = progress
+        candidates, valid = jitter.jitter(boxes, (80, 80))
+        assert valid.all() and torch.allclose(candidates, boxes[:, None])
+    same = torch.tensor([[0.6, 0.8]]).repeat(2, 1)  # as alike as two objects of a photo can be
+    losses = {method: model.intra_loss(same, boxes, image) for method, model in models.items()}
+    assert losses['ccop'] == losses['no-noise'] and losses['ccop'].item() == pytest.approx(0.6)
+    assert losses['no-intra'].item() < 1e-6
 
 
 def test_another_recipe_for_moco(study, data, tmp_path):
@@ -222,6 +246,7 @@ def test_moco_of_equal_time_waits_for_that_of_equal_photos(study):
     assert study.run_lanes(list(study.METHODS), [0, 1]) == [
         [('ccop', 0)], [('ccop', 1)],
         [('mocov2', 0), ('mocov2-time', 0)], [('mocov2', 1), ('mocov2-time', 1)],
+        [('no-noise', 0)], [('no-noise', 1)], [('no-intra', 0)], [('no-intra', 1)],
         [('image', 0)], [('image', 1)], [('random-bn', 0)], [('random-bn', 1)], [('random', 0)], [('random', 1)],
     ]  # fmt: skip
     assert study.run_lanes(['random', 'mocov2-time'], [3]) == [[('mocov2-time', 3)], [('random', 3)]]
