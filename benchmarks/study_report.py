@@ -20,10 +20,11 @@ TITLES = {
     'mocov2-time': 'MoCo v2, same wall-clock',
     'image': 'CCOP, image loss alone',
     'no-noise': 'CCOP, boxes without noise',
+    'no-curriculum': 'CCOP, all noise at once',
     'no-intra': 'CCOP, no intra-image loss',
     'ccop': 'CCOP',
 }
-#: A color and a marker each: told apart in grey as well.
+#: A color and a marker; the marker alone tells them apart, in grey as well.
 STYLES = {
     'random': ('#999999', 'o'),
     'random-bn': (COLORS[6], 'v'),
@@ -31,7 +32,8 @@ STYLES = {
     'mocov2-time': (COLORS[5], 'D'),
     'image': (COLORS[3], 'P'),
     'no-noise': (COLORS[2], 'X'),
-    'no-intra': (COLORS[4], '*'),
+    'no-curriculum': (COLORS[4], '<'),
+    'no-intra': (COLORS[2], '*'),
     'ccop': (COLORS[0], '^'),
 }
 

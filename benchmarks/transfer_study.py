@@ -41,11 +41,12 @@ CONFIGS = Path(__file__).resolve().parent / 'study'
 #: what a network knows from having seen the photos without learning. ``image`` is CCOP without proposals: its image
 #: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
 #: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
-METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'no-noise', 'no-intra', 'ccop')
+METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'no-noise', 'no-curriculum', 'no-intra', 'ccop')
 #: CCOP without one of its parts, as changes of its model: ``no-noise`` has each key box itself as its positive,
-#: ``no-intra`` a margin that no similarity is above.
+#: ``no-curriculum`` the paper's last noise from the first step on, ``no-intra`` a margin that no similarity is above.
 ABLATIONS = {
     'no-noise': dict(box_jitter=dict(num_jitter=1, noise=(0.0, 0.0))),
+    'no-curriculum': dict(box_jitter=dict(noise=(1.0, 1.0), min_iou=(0.3, 0.3))),
     'no-intra': dict(intra_loss=dict(alpha=1.0)),
 }
 DEFAULT_METHODS = ('random', 'mocov2', 'mocov2-time', 'ccop')

@@ -85,6 +85,9 @@ def test_ablations_leave_out_one_part_each(study, data, tmp_path):
         jitter.progress = progress
         candidates, valid = jitter.jitter(boxes, (80, 80))
         assert valid.all() and torch.allclose(candidates, boxes[:, None])
+        jitter = models['no-curriculum'].box_jitter
+        jitter.progress = progress
+        assert (jitter.zeta, jitter.beta) == (1.0, 0.3)
     same = torch.tensor([[0.6, 0.8]]).repeat(2, 1)  # as alike as two objects of a photo can be
     losses = {method: model.intra_loss(same, boxes, image) for method, model in models.items()}
     assert losses['ccop'] == losses['no-noise'] and losses['ccop'].item() == pytest.approx(0.6)
@@ -246,7 +249,8 @@ def test_moco_of_equal_time_waits_for_that_of_equal_photos(study):
     assert study.run_lanes(list(study.METHODS), [0, 1]) == [
         [('ccop', 0)], [('ccop', 1)],
         [('mocov2', 0), ('mocov2-time', 0)], [('mocov2', 1), ('mocov2-time', 1)],
-        [('no-noise', 0)], [('no-noise', 1)], [('no-intra', 0)], [('no-intra', 1)],
+        [('no-noise', 0)], [('no-noise', 1)], [('no-curriculum', 0)], [('no-curriculum', 1)],
+        [('no-intra', 0)], [('no-intra', 1)],
         [('image', 0)], [('image', 1)], [('random-bn', 0)], [('random-bn', 1)], [('random', 0)], [('random', 1)],
     ]  # fmt: skip
     assert study.run_lanes(['random', 'mocov2-time'], [3]) == [[('mocov2-time', 3)], [('random', 3)]]

@@ -5,18 +5,24 @@ from pathlib import Path
 
 import mmselfsup.models
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmselfsup.registry import MODELS, TRANSFORMS
+from mmselfsup.structures import SelfSupDataSample
 from torch import nn
 
 from ccop_mm.datasets.photometric_recipe import PhotometricRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / 'configs' / 'ccop').glob('*.py'))
+CONFIGS = sorted(path for name in ('ccop', 'ablations') for path in (ROOT / 'configs' / name).glob('*.py'))
+PAPER = ROOT / 'configs/ccop/ccop_r50_fpn_800e_coco.py'
+MOCO = ROOT / 'configs/baselines/mocov2_r50_800e_coco.py'
 
 PLAIN = """
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 cfg = Config.fromstring('''
 default_scope = '{scope}'
 custom_imports = dict(imports=['ccop_mm'])
@@ -67,7 +73,7 @@ def test_every_model_builds_with_trainable_norms(path):
     assert {'backbone.conv1.weight', 'neck.lateral_convs.0.conv.weight', 'neck.fpn_convs.3.bn.running_var'} <= names
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [*CONFIGS, MOCO], ids=lambda path: path.stem)
 def test_backbones_begin_as_mocos(path):
     # mmselfsup's MoCo v2 leaves this to its ResNet's default; mmdet's ResNet has another.
     host = inspect.signature(mmselfsup.models.ResNet.__init__).parameters['zero_init_residual'].default
@@ -141,6 +147,51 @@ def test_the_presets_differ_in_the_rows_of_the_table_and_nowhere_else():
         f'{color}.transforms.0.saturation': 0.2,
         '.train_dataloader.dataset.num_proposals': 50,
     }
+
+
+@pytest.mark.parametrize(
+    'name, changes',
+    [
+        (
+            'no-noise',
+            {'.model.box_jitter.num_jitter': 1, '.model.box_jitter.noise': (0.0, 0.0)},
+        ),
+        ('no-curriculum', {'.model.box_jitter.noise': (1.0, 1.0), '.model.box_jitter.min_iou': (0.3, 0.3)}),
+        ('no-intra', {'.model.intra_loss.alpha': 1.0}),
+        ('image-only', {'.train_dataloader.dataset.num_proposals': 0}),
+    ],
+)
+def test_an_ablation_leaves_out_one_part(name, changes):
+    paper = flatten(Config.fromfile(PAPER).to_dict())
+    ablation = flatten(Config.fromfile(ROOT / f'configs/ablations/ccop-{name}_r50_fpn_800e_coco.py').to_dict())
+    assert {path: value for path, value in ablation.items() if paper.get(path) != value} == changes
+    assert paper.keys() == ablation.keys()
+
+
+def test_the_moco_baseline_differs_in_what_is_mocos():
+    paper, moco = Config.fromfile(PAPER), Config.fromfile(MOCO)
+    assert moco.optim_wrapper.optimizer == dict(paper.optim_wrapper.optimizer, lr=0.03)
+    assert dict(moco.model.backbone, out_indices=(0, 1, 2, 3)) == paper.model.backbone
+    assert (moco.model.queue_len, moco.model.momentum) == (paper.model.queue_len, paper.model.momentum)
+    data = dict(paper.train_dataloader, dataset=dict(paper.train_dataloader.dataset, num_proposals=0))
+    assert moco.train_dataloader == data
+    assert (moco.param_scheduler, moco.train_cfg) == (paper.param_scheduler, paper.train_cfg)
+
+
+def test_the_moco_baseline_takes_a_step():
+    cfg = Config.fromfile(MOCO)
+    init_default_scope('mmselfsup')
+    cfg.model.backbone.update(depth=18, base_channels=8)
+    cfg.model.neck.update(in_channels=64)
+    model = MODELS.build({**cfg.model, 'queue_len': 8})
+    model.init_weights()
+    views = [torch.rand(4, 3, 64, 64) * 255 for _ in range(2)]
+    batch = dict(inputs=views, data_samples=[SelfSupDataSample() for _ in range(4)])
+    before = model.backbone.conv1.weight.clone()
+    losses = model.train_step(batch, OptimWrapper(torch.optim.SGD(model.parameters(), 0.1)))
+    assert torch.isfinite(losses['loss'])
+    assert not torch.equal(model.backbone.conv1.weight, before)
+    assert model.queue_ptr.item() == 4
 
 
 def test_the_reference_preset_warms_up_for_ten_epochs():
