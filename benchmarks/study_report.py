@@ -22,6 +22,8 @@ TITLES = {
     'no-noise': 'CCOP, boxes without noise',
     'no-curriculum': 'CCOP, all noise at once',
     'no-intra': 'CCOP, no intra-image loss',
+    'random-boxes': 'CCOP on random boxes',
+    'true-boxes': 'CCOP on annotated boxes',
     'ccop': 'CCOP',
 }
 #: A color and a marker; the marker alone tells them apart, in grey as well.
@@ -34,6 +36,8 @@ STYLES = {
     'no-noise': (COLORS[2], 'X'),
     'no-curriculum': (COLORS[4], '<'),
     'no-intra': (COLORS[2], '*'),
+    'random-boxes': (COLORS[6], 'p'),
+    'true-boxes': (COLORS[3], 'd'),
     'ccop': (COLORS[0], '^'),
 }
 

@@ -37,11 +37,6 @@ from ccop_mm.fileio import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = Path(__file__).resolve().parent / 'study'
-#: What is compared, in the order of the table. ``random-bn`` has random weights and the batch statistics of an epoch:
-#: what a network knows from having seen the photos without learning. ``image`` is CCOP without proposals: its image
-#: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
-#: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
-METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', 'no-noise', 'no-curriculum', 'no-intra', 'ccop')
 #: CCOP without one of its parts, as changes of its model: ``no-noise`` has each key box itself as its positive,
 #: ``no-curriculum`` the paper's last noise from the first step on, ``no-intra`` a margin that no similarity is above.
 ABLATIONS = {
@@ -49,6 +44,13 @@ ABLATIONS = {
     'no-curriculum': dict(box_jitter=dict(noise=(1.0, 1.0), min_iou=(0.3, 0.3))),
     'no-intra': dict(intra_loss=dict(alpha=1.0)),
 }
+#: CCOP on other boxes than selective search's: ``--method`` of tools/propose.py.
+BOXES = {'random-boxes': 'random', 'true-boxes': 'ground-truth'}
+#: What is compared, in the order of the table. ``random-bn`` has random weights and the batch statistics of an epoch:
+#: what a network knows from having seen the photos without learning. ``image`` is CCOP without proposals: its image
+#: loss alone, MoCo v2 with its batch statistics split (mmselfsup's MoCo does not split them in one process).
+#: ``mocov2-time`` is MoCo v2 for as long as CCOP took, ``mocov2`` for as many photos as CCOP saw.
+METHODS = ('random', 'random-bn', 'mocov2', 'mocov2-time', 'image', *ABLATIONS, *BOXES, 'ccop')
 DEFAULT_METHODS = ('random', 'mocov2', 'mocov2-time', 'ccop')
 
 
@@ -172,11 +174,16 @@ class Study:
                 json.dump(content, file)
         return path
 
-    def propose(self) -> Path:
-        """Proposals of the photos for pre-training."""
-        photos, out = self.subset(self.photos, 0, labelled=False), self.out / 'proposals.npz'
-        images = self.data / 'train'
-        self.run_tool('propose', out, 'tools/propose.py', photos, '--image-root', images, '--out', out, '--skip-bad')
+    def propose(self, kind: str = 'selective-search') -> Path:
+        """Proposals of the photos for pre-training, by a ``--method`` of tools/propose.py."""
+        photos, search = self.subset(self.photos, 0, labelled=False), kind == 'selective-search'
+        out = self.out / ('proposals.npz' if search else f'proposals-{kind}.npz')
+        tool = ['tools/propose.py', photos, '--image-root', self.data / 'train', '--out', out, '--skip-bad']
+        if not search:
+            tool += ['--method', kind]
+        if kind == 'ground-truth':
+            tool += ['--annotations', self.data / 'annotations/train.json']
+        self.run_tool('propose' if search else f'propose: {kind}', out, *tool)
         return out
 
     def config(self, method: str) -> Path:
@@ -213,7 +220,7 @@ class Study:
 
     def pretrain_config(self, method: str, seed: int, epochs: int, changes: dict) -> Path:
         """Writes the config of a run."""
-        proposals = self.propose()
+        proposals = self.propose(BOXES.get(method, 'selective-search'))
         dataset = dict(
             data_root=None,
             ann_file=str(self.subset(self.photos, 0, labelled=False)),
@@ -239,6 +246,8 @@ class Study:
             settings['model'] = dict(queue_len=max(batch, round(wanted / batch) * batch))
         elif method == 'image':
             dataset['num_proposals'] = 0
+        elif method == 'true-boxes':
+            dataset['allow_ground_truth'] = True
         elif method in ABLATIONS:
             settings['model'] = ABLATIONS[method]
         return demo._write_config(self.run_config(method, seed), self.config(method), {**settings, **changes})
@@ -359,7 +368,7 @@ def run_lanes(methods: list[str], seeds: list[int]) -> list[list[tuple[str, int]
     MoCo v2 of equal wall-clock goes on where that of equal photos ended.
     """
     moco = [method for method in ('mocov2', 'mocov2-time') if method in methods]
-    groups = [['ccop'], moco, *([method] for method in (*ABLATIONS, 'image', 'random-bn', 'random'))]
+    groups = [['ccop'], moco, *([method] for method in (*ABLATIONS, *BOXES, 'image', 'random-bn', 'random'))]
     kept = [group for group in groups if group and group[0] in methods]
     return [[(method, seed) for method in group] for group in kept for seed in seeds]
 

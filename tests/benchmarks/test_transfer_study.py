@@ -94,6 +94,23 @@ def test_ablations_leave_out_one_part_each(study, data, tmp_path):
     assert losses['no-intra'].item() < 1e-6
 
 
+def test_other_boxes(study, data, tmp_path, monkeypatch):
+    one, commands = study.Study(data, tmp_path / 'out', 'small'), {}
+    monkeypatch.setattr(one, 'run_tool', lambda title, done, *command: commands.setdefault(done, command))
+    found = {}
+    for method in ('ccop', *study.BOXES):
+        dataset = Config.fromfile(one.pretrain_config(method, 0, 7, {})).train_dataloader.dataset.to_dict()
+        file = Path(dataset['proposal_file'])
+        options = commands[file][commands[file].index('--skip-bad') + 1 :]
+        found[method] = file.name, options, dataset.get('allow_ground_truth', False)
+    true = '--method', 'ground-truth', '--annotations', data / 'annotations/train.json'
+    assert found == {
+        'ccop': ('proposals.npz', (), False),
+        'random-boxes': ('proposals-random.npz', ('--method', 'random'), False),
+        'true-boxes': ('proposals-ground-truth.npz', true, True),
+    }
+
+
 def test_another_recipe_for_moco(study, data, tmp_path):
     tuned = study.CONFIGS / 'mocov2-tuned_small.py'
     one = study.Study(data, tmp_path / 'out', 'small', moco=tuned)
@@ -251,6 +268,7 @@ def test_moco_of_equal_time_waits_for_that_of_equal_photos(study):
         [('mocov2', 0), ('mocov2-time', 0)], [('mocov2', 1), ('mocov2-time', 1)],
         [('no-noise', 0)], [('no-noise', 1)], [('no-curriculum', 0)], [('no-curriculum', 1)],
         [('no-intra', 0)], [('no-intra', 1)],
+        [('random-boxes', 0)], [('random-boxes', 1)], [('true-boxes', 0)], [('true-boxes', 1)],
         [('image', 0)], [('image', 1)], [('random-bn', 0)], [('random-bn', 1)], [('random', 0)], [('random', 1)],
     ]  # fmt: skip
     assert study.run_lanes(['random', 'mocov2-time'], [3]) == [[('mocov2-time', 3)], [('random', 3)]]
