@@ -10,9 +10,7 @@ model = dict(
     object_projector=dict(in_channels=64 * 7 * 7, hid_channels=256),
     # Half of the usual 48, 96, 192. With the full ones P4 and P5 get few objects; with a third C3 learns less.
     object_pool=dict(level_sides=(24, 48, 96)),
-    # Some hundred steps are the beginning of a long run, so they get the first seventh of the paper's curriculum. Its
-    # end takes positives of IoU 0.3 from a network that does not yet find those of 0.8.
-    box_jitter=dict(num_jitter=2, noise=(0.3, 0.4), min_iou=(0.8, 0.73)),
+    box_jitter=dict(num_jitter=2),  # the paper's whole curriculum
 )
 
 train_pipeline = _base_.train_pipeline
