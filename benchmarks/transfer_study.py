@@ -31,6 +31,7 @@ from mmengine.config import Config
 from study_report import Outcome, write_report
 
 from ccop_mm import demo
+from ccop_mm.config_file import read_config
 from ccop_mm.engine.checkpoint_hook import find_newest
 from ccop_mm.errors import InputError, exit_on_input_error
 from ccop_mm.fileio import atomic_write
@@ -119,9 +120,7 @@ class Study:
 
     def _check_moco(self) -> None:
         """Refuses another MoCo v2 than one that differs from CCOP in its recipe alone: epochs are counted in steps."""
-        if not self.moco.is_file():
-            raise InputError(f'--moco {self.moco} does not exist')
-        mine, ccop = Config.fromfile(self.moco), Config.fromfile(self.config('ccop'))
+        mine, ccop = read_config(self.moco), Config.fromfile(self.config('ccop'))
         if mine.get('model', {}).get('type') != 'MoCo':
             raise InputError(f"--moco {self.moco}: model.type is not 'MoCo'")
         backbones = [dict(config.model.backbone, out_indices=None) for config in (mine, ccop)]

@@ -13,6 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ccop_mm import hosts
+from ccop_mm.config_file import read_config
 from ccop_mm.engine.checkpoint_hook import find_newest, read_meta
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
@@ -45,12 +46,7 @@ def load_config(args: argparse.Namespace) -> Config:
         InputError: The file is absent or no config, or mixed precision is asked for where it cannot be had.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise InputError(f'no config file {args.config}')
-    try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is Python: a slip in it may raise anything
-        raise InputError(f'{args.config} cannot be read as a config: {type(error).__name__}: {error}') from error
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 from torch import nn
 
+from ccop_mm.config_file import read_config
 from ccop_mm.errors import InputError
 from ccop_mm.weights import read_state_dict
 
@@ -31,9 +32,7 @@ def load_model(config: str | Path | Config, checkpoint: str | Path | None = None
         InputError: If a file is missing or not what it should be, or the checkpoint does not fit the model.
     """
     if not isinstance(config, Config):
-        if not Path(config).is_file():
-            raise InputError(f'{config}: no such config file')
-        config = Config.fromfile(config)
+        config = read_config(config)
     if 'model' not in config:
         raise InputError(f'{config.filename}: the config has no model')
     init_default_scope(config.get('default_scope', 'mmselfsup'))

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import TRANSFORMS
 
 from ccop_mm.boxes import area, pairwise_iou
+from ccop_mm.config_file import read_config
 from ccop_mm.errors import InputError
 from ccop_mm.proposals import BadPhoto, ProposalStore, load_photo
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
@@ -163,13 +163,11 @@ def load_jitter(config: str | Path | None = None):
         SCSBoxJitter: Built from the config, or with its default arguments.
 
     Raises:
-        InputError: If there is no such file.
+        InputError: If there is no such file, or it is no config.
     """
     settings = {'type': 'mmselfsup.SCSBoxJitter'}
     if config is not None:
-        if not Path(config).is_file():
-            raise InputError(f'{config}: no such config file')
-        settings = Config.fromfile(config).get('model', {}).get('box_jitter') or settings
+        settings = read_config(config).get('model', {}).get('box_jitter') or settings
     with DefaultScope.overwrite_default_scope('mmselfsup'):
         return TRANSFORMS.build(settings)
 

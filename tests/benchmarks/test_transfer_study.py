@@ -128,7 +128,8 @@ def test_another_recipe_for_moco(study, data, tmp_path):
 @pytest.mark.parametrize(
     'setting, text, message',
     [
-        ('small', None, 'other.py does not exist'),
+        ('small', None, 'no config file .*other.py'),
+        ('small', '_base_ = [', 'other.py cannot be read as a config: SyntaxError'),
         ('small', "_base_ = ['{}/ccop_small.py']", "model.type is not 'MoCo'"),
         (
             'small',

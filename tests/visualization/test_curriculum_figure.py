@@ -155,5 +155,5 @@ def test_load_jitter(tmp_path):
     assert load_jitter(path).noise == (0.1, 0.2)
     path.write_text("model = dict(type='CCOP')")
     assert load_jitter(path).noise == (0.3, 1.0)
-    with pytest.raises(InputError, match='no such config file'):
+    with pytest.raises(InputError, match='no config file'):
         load_jitter(tmp_path / 'absent.py')
