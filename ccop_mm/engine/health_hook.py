@@ -26,6 +26,9 @@ RANK_DROP = 0.5
 MIN_RANK = 2.0
 #: The share of a full queue's keys that may be of a photo that has another key in it.
 MAX_REPEATED = 0.5
+#: Fewer objects of a photo than this in both views on average: in the small study 0.6 taught hardly anything, 4 nearly as
+#: much as 8 (docs/results.md). The paper has 12.
+FEW_OBJECTS = 1.0
 QUEUES = {'image_queue': 'image', 'object_queue': 'object'}
 
 
@@ -35,7 +38,7 @@ class TrainingHealthHook(Hook):
 
     - embeddings that collapse: the effective rank of the newest keys of a queue halves, or is under 2;
     - a loss at chance, log(K + 1), at which the positive is no nearer than the negatives;
-    - no object in both views of any photo, or no jittered box that reaches the IoU floor;
+    - no object in both views of any photo, or less than one on average, or no jittered box that reaches the IoU floor;
     - a queue that is full of the same images, so that most negatives are a photo's own keys.
 
     Every ``interval`` iterations it reads what has been logged by then, and the keys; nothing waits for the device in
@@ -142,23 +145,29 @@ class TrainingHealthHook(Hook):
             )
 
     def _look_at_objects(self, runner: Runner) -> None:
-        for key, problem in (
+        objects, acceptance = self._mean(runner, 'objects_per_image'), self._mean(runner, 'acceptance')
+        for key, bad, problem in (
             (
                 'objects_per_image',
+                objects == 0,
                 'no photo had an object in both views with a valid candidate, so the image loss alone trains; check '
                 'the proposals (tools/inspect/curriculum.py), the least area of a box in a view, and num_proposals',
             ),
             (
+                'few_objects',
+                objects is not None and 0 < objects < FEW_OBJECTS,
+                f'only {objects or 0:.2f} objects of a photo are in both views, which hardly trains the object loss; '
+                'make more boxes (selective search, a smaller --min-area), or raise num_proposals',
+            ),
+            (
                 'acceptance',
+                acceptance == 0,
                 'no jittered box reached the IoU floor, so all candidates were rejected; narrow box_jitter.noise, '
                 'lower box_jitter.min_iou, or set redraw=True',
             ),
         ):
-            value = self._mean(runner, key)
-            if value is None:
-                continue
             recent = self._recent.setdefault(key, deque(maxlen=self.window))
-            recent.append(value == 0)
+            recent.append(bad)
             if len(recent) == self.window and all(recent):
                 self._warn(runner, key, problem)
 

@@ -112,7 +112,15 @@ def test_no_objects_and_no_candidates(name, part):
     lines = run(60, **{name: lambda step: 0.0}).lines
     assert len(lines) == 1
     assert part in lines[0]
-    assert run(60, **{name: lambda step: 0.0 if step % 2 else 0.01}).lines == []
+    seldom = run(60, **{name: lambda step: 0.0 if step % 2 else 0.01}).lines
+    assert not any(part in line for line in seldom)
+
+
+def test_few_objects():
+    lines = run(60, objects_per_image=lambda step: 0.6).lines
+    assert len(lines) == 1
+    assert 'only 0.60 objects of a photo are in both views' in lines[0] and 'num_proposals' in lines[0]
+    assert run(60, objects_per_image=lambda step: 0.9 + 0.2 * (step % 2), interval=2).lines == [], 'on average'
 
 
 @pytest.mark.parametrize('name, bad, good', [('loss_img', math.log(LENGTH + 1), 2.0), ('acceptance', 0.0, 0.1)])
