@@ -26,8 +26,8 @@ RANK_DROP = 0.5
 MIN_RANK = 2.0
 #: The share of a full queue's keys that may be of a photo that has another key in it.
 MAX_REPEATED = 0.5
-#: Fewer objects of a photo than this in both views on average: in the small study 0.6 taught hardly anything, 4 nearly as
-#: much as 8 (docs/results.md). The paper has 12.
+#: Fewer objects of a photo than this in both views on average: in the small study 0.6 taught hardly anything, 4 nearly
+#: as much as 8 (docs/results.md). The paper has 12.
 FEW_OBJECTS = 1.0
 QUEUES = {'image_queue': 'image', 'object_queue': 'object'}
 
