@@ -20,7 +20,7 @@ TITLES = {
     'mocov2-time': 'MoCo v2, same wall-clock',
     'image': 'CCOP, image loss alone',
     'no-noise': 'CCOP, boxes without noise',
-    'no-curriculum': 'CCOP, all noise at once',
+    'no-curriculum': 'CCOP, full noise from the start',
     'no-intra': 'CCOP, no intra-image loss',
     'random-boxes': 'CCOP on random boxes',
     'true-boxes': 'CCOP on annotated boxes',

@@ -6,9 +6,9 @@
     python benchmarks/transfer_study.py DATA --out work_dirs/full --setting full --seeds 0 1 2 --labels 10 100 # a GPU
 
 DATA holds annotations/train.json and annotations/val.json (COCO format) and the photos in train/ and val/. Pre-training
-sees the photos of train/ without labels; everything is measured on val/. A study that was killed goes on where it was
-when the same command is repeated. OUT/commands.txt has every command that was run, OUT/results.md and results.png what
-came of it.
+sees the photos of train/ without labels, but for ``--methods true-boxes``; everything is measured on val/. A study that
+was killed goes on where it was when the same command is repeated. OUT/commands.txt has every command that was run,
+OUT/results.md and results.png what came of it.
 """
 
 import argparse
@@ -139,6 +139,7 @@ class Study:
         except OSError:
             raise InputError(f'a study is running in {self.out}; wait for it, or name another --out') from None
         recipe = ''.join(Config.fromfile(self.config(method)).dump() for method in ('ccop', 'mocov2'))
+        recipe += repr((ABLATIONS, BOXES))
         digest = hashlib.sha256(recipe.encode()).hexdigest()
         recipes = dict(moco=str(self.moco), configs=digest)
         mine = dict(data=str(self.data), setting=self.name, epochs=self.epochs, **recipes)
@@ -261,8 +262,11 @@ class Study:
 
     def probe_all(self, methods: list[str], seeds: list[int], jobs: int) -> list[Outcome]:
         """:meth:`probe` of every method and seed, ``jobs`` side by side; in the order of seeds and methods."""
-        if set(methods) != {'random'}:
-            self.propose()  # before anything goes side by side: all need them
+        # Before anything goes side by side, for several runs need them; the clock needs selective search's.
+        trained = [method for method in methods if method != 'random']
+        timed = ['ccop'] if 'mocov2-time' in methods else []
+        for kind in dict.fromkeys(BOXES.get(method, 'selective-search') for method in trained + timed):
+            self.propose(kind)
         if 'mocov2-time' in methods:
             self.step_ratio()  # with the cores to itself
         lanes = run_lanes(methods, seeds)
@@ -391,7 +395,14 @@ def parse_args(argv=None):
     )
     parser.add_argument('--out', type=Path, required=True, help='folder for everything that is written')
     parser.add_argument('--setting', choices=SETTINGS, default='small', help='its size (default: %(default)s)')
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=DEFAULT_METHODS)
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=METHODS,
+        default=DEFAULT_METHODS,
+        help='what is compared (default: %(default)s); no-*: CCOP without a part, *-boxes: on other boxes, image: '
+        'without objects, random-bn: random weights with batch statistics',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument(
         '--labels', type=int, nargs='*', choices=(10, 100), default=[], help='per cent of the labels to fine-tune on'

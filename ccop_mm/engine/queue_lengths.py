@@ -24,17 +24,19 @@ def fit_queues(cfg: Config) -> None:
     """Replaces ``queue_len='auto'`` by numbers, in place; warns once of fixed lengths that are too long for the data
     set.
 
-    Nothing happens for other models than CCOP and other data sets than ``ProposalDataset``.
+    mmselfsup's ``MoCo`` is warned of that too, and has its own rule checked; its length must be a number. Nothing
+    happens for other models and for other data sets than ``ProposalDataset``.
 
     Args:
         cfg (Config): A training config.
 
     Raises:
-        InputError: The data set cannot be read.
+        InputError: The data set cannot be read, or a step of MoCo does not divide its queue.
     """
     model, loader = cfg.get('model') or {}, cfg.get('train_dataloader') or {}
     dataset = loader.get('dataset') or {}
-    if str(model.get('type')).split('.')[-1] != 'CCOP' or str(dataset.get('type')).split('.')[-1] != 'ProposalDataset':
+    algorithm, data = (str(part.get('type')).split('.')[-1] for part in (model, dataset))
+    if algorithm not in ('CCOP', 'MoCo') or data != 'ProposalDataset':
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
         photos = DATASETS.build({**dataset, 'pipeline': []})
@@ -43,6 +45,9 @@ def fit_queues(cfg: Config) -> None:
         raise InputError(
             f'{len(photos)} photos are fewer than the {photos_a_step} of a step: lower train_dataloader.batch_size'
         )
+    if algorithm == 'MoCo':
+        _check_moco(model.get('queue_len', 65536), len(photos), photos_a_step)
+        return
     objects = SHARE_IN_BOTH_VIEWS * photos.mean_proposals()
     suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(photos), objects), strict=True))
     of = f'{len(photos)} photos with about {objects:.1f} objects in both views'
@@ -63,6 +68,23 @@ def fit_queues(cfg: Config) -> None:
         print_log(
             f"{lengths} is long for {of}: the queue holds photos' own keys as negatives; choose {advice}, or "
             "model.queue_len='auto'",
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _check_moco(length: int | str, photos: int, photos_a_step: int) -> None:
+    """What MoCo asserts in its first step, said before it, and what :func:`fit_queues` says to CCOP."""
+    suggested = max(1, round(suggest_lengths(photos, 0)[0] / photos_a_step)) * photos_a_step
+    if length == 'auto' or length % photos_a_step:
+        raise InputError(
+            f"MoCo's queue_len must be a multiple of the {photos_a_step} photos of a step, got {length}; choose "
+            f'model.queue_len={suggested}'
+        )
+    if length > TOLERANCE * suggested:
+        print_log(
+            f"queue_len={length} is long for {photos} photos: the queue holds photos' own keys as negatives; choose "
+            f'model.queue_len={suggested}',
             logger='current',
             level=logging.WARNING,
         )

@@ -74,6 +74,9 @@ def test_ablations_leave_out_one_part_each(study, data, tmp_path):
     configs = {method: Config.fromfile(one.pretrain_config(method, 0, 7, {})) for method in ('ccop', *study.ABLATIONS)}
     lengths = dict(queue_len=8, object_queue_len=8)
     models = {method: MODELS.build({**config.model, **lengths}) for method, config in configs.items()}
+    for method, changes in study.ABLATIONS.items():  # those of a full-size run, but for the candidates
+        full = Config.fromfile(study.ROOT / f'configs/ablations/ccop-{method}_r50_fpn_800e_coco.py').model
+        assert all(full[part][key] == value for part, change in changes.items() for key, value in change.items())
     boxes, image = torch.tensor([[3.0, 2.0, 40.0, 30.0], [41.0, 31.0, 79.0, 77.0]]), torch.zeros(2).long()
     for method in study.ABLATIONS:
         changed, ccop = configs[method].to_dict(), configs['ccop'].to_dict()
@@ -301,8 +304,8 @@ def test_a_failure_begins_nothing_further(study):
 
 def test_what_all_need_is_done_before_anything_goes_side_by_side(study, data, tmp_path, monkeypatch):
     done = []
-    for name in ('propose', 'step_ratio'):
-        monkeypatch.setattr(study.Study, name, lambda self, name=name: done.append(name))
+    monkeypatch.setattr(study.Study, 'propose', lambda self, kind='selective-search': done.append(kind))
+    monkeypatch.setattr(study.Study, 'step_ratio', lambda self: done.append('clock'))
 
     def probe(self, method, seed):
         done.append((method, seed))
@@ -313,12 +316,15 @@ def test_what_all_need_is_done_before_anything_goes_side_by_side(study, data, tm
     methods = ['random', 'mocov2', 'mocov2-time', 'ccop']
     outcomes = one.probe_all(methods, [5, 4], 2)
     assert [(each.method, each.seed) for each in outcomes] == [(name, seed) for seed in (5, 4) for name in methods]
-    assert done[:2] == ['propose', 'step_ratio'] and sorted(map(str, done[2:])) == sorted(
+    assert done[:2] == ['selective-search', 'clock'] and sorted(map(str, done[2:])) == sorted(
         str((name, seed)) for seed in (5, 4) for name in methods
     )
     done.clear()
     one.probe_all(['random'], [0], 1)
     assert done == [('random', 0)], 'random weights need neither proposals nor a clock'
+    done.clear()
+    one.probe_all(['random', 'random-boxes', 'true-boxes'], [0, 1], 2)
+    assert done[:2] == ['random', 'ground-truth'] and len(done) == 8
 
 
 @pytest.mark.parametrize(('jobs', 'given', 'threads'), [(2, None, '3'), (9, None, '1'), (1, None, None), (2, '5', '5')])

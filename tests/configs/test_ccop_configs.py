@@ -22,7 +22,6 @@ MOCO = ROOT / 'configs/baselines/mocov2_r50_800e_coco.py'
 
 PLAIN = """
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
 cfg = Config.fromstring('''
 default_scope = '{scope}'
 custom_imports = dict(imports=['ccop_mm'])
@@ -158,7 +157,6 @@ def test_the_presets_differ_in_the_rows_of_the_table_and_nowhere_else():
         ),
         ('no-curriculum', {'.model.box_jitter.noise': (1.0, 1.0), '.model.box_jitter.min_iou': (0.3, 0.3)}),
         ('no-intra', {'.model.intra_loss.alpha': 1.0}),
-        ('image-only', {'.train_dataloader.dataset.num_proposals': 0}),
     ],
 )
 def test_an_ablation_leaves_out_one_part(name, changes):
@@ -170,7 +168,7 @@ def test_an_ablation_leaves_out_one_part(name, changes):
 
 def test_the_moco_baseline_differs_in_what_is_mocos():
     paper, moco = Config.fromfile(PAPER), Config.fromfile(MOCO)
-    assert moco.optim_wrapper.optimizer == dict(paper.optim_wrapper.optimizer, lr=0.03)
+    assert moco.optim_wrapper == paper.optim_wrapper
     assert dict(moco.model.backbone, out_indices=(0, 1, 2, 3)) == paper.model.backbone
     assert (moco.model.queue_len, moco.model.momentum) == (paper.model.queue_len, paper.model.momentum)
     data = dict(paper.train_dataloader, dataset=dict(paper.train_dataloader.dataset, num_proposals=0))

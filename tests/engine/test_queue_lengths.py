@@ -66,7 +66,26 @@ def test_a_length_that_fits_draws_none(config, records):
     assert not records()
 
 
-@pytest.mark.parametrize('changes', [{'model.type': 'MoCo'}, {'train_dataloader.dataset.type': 'CocoDataset'}])
+@pytest.mark.parametrize('length', ['auto', 10, 7])
+def test_a_queue_that_moco_cannot_have_is_one_line(config, length):
+    config.merge_from_dict({'model.type': 'MoCo', 'model.queue_len': length, 'train_dataloader.batch_size': 4})
+    with pytest.raises(
+        InputError, match=f'multiple of the 4 photos of a step, got {length}; choose model.queue_len=12'
+    ):
+        fit_queues(config)
+
+
+def test_a_queue_that_is_too_long_for_moco_is_warned_of(config, records):
+    config.merge_from_dict({'model.type': 'MoCo', 'model.queue_len': 24, 'train_dataloader.batch_size': 4})
+    fit_queues(config)
+    assert not records()
+    config.model.queue_len = 28
+    fit_queues(config)
+    (record,) = records()
+    assert 'queue_len=28 is long for 20 photos' in record.message and 'choose model.queue_len=12' in record.message
+
+
+@pytest.mark.parametrize('changes', [{'model.type': 'SimSiam'}, {'train_dataloader.dataset.type': 'CocoDataset'}])
 def test_other_models_and_data_sets_are_left_alone(config, changes):
     config.merge_from_dict(changes)
     fit_queues(config)
