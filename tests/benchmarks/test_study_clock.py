@@ -75,4 +75,4 @@ def test_steps_are_those_of_a_training(clock, tmp_path):
     assert all(training.step() > 0 for _ in range(4)), 'more than the two steps of an epoch'
     assert not torch.equal(training._model.backbone.conv1.weight, before)
     assert training._model.encoder_k.steps == 4
-    assert training._model.box_jitter.zeta == pytest.approx(0.35), 'the middle of 0.3 and 0.4'
+    assert training._model.box_jitter.zeta == pytest.approx(0.65), 'the middle of 0.3 and 1.0'
