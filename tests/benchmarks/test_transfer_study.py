@@ -225,6 +225,12 @@ def test_configs_of_both_settings_build(study):
             )
 
 
+def test_the_full_settings_moco_is_the_baseline(study):
+    baseline = Config.fromfile(study.ROOT / 'configs/baselines/mocov2_r50_800e_coco.py').model
+    full = Config.fromfile(study.CONFIGS / 'mocov2_full.py').model
+    assert dict(full, queue_len=65536, momentum=0.999) == baseline  # those two as small data want them
+
+
 @pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
 def test_detectors_start_from_the_weights_they_should(study, data, tmp_path, monkeypatch, method):
     one = study.Study(data, tmp_path / 'out', 'small')
@@ -371,6 +377,9 @@ def test_a_folder_of_another_study_is_refused(study, data, tmp_path, monkeypatch
     with pytest.raises(InputError, match='holds another study'):
         study.Study(data, tmp_path / 'out', 'small')
     monkeypatch.undo()
+    with monkeypatch.context() as edited, pytest.raises(InputError, match='holds another study'):
+        edited.setitem(study.ABLATIONS, 'no-intra', dict(intra_loss=dict(alpha=0.9)))
+        study.Study(data, tmp_path / 'out', 'small')
     with pytest.raises(InputError, match='val does not exist'):
         (data / 'val').rmdir()
         study.Study(data, tmp_path / 'new', 'small')
