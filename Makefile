@@ -1,32 +1,43 @@
-# make demo   the four steps end to end, nothing to download     make test   everything that proves them
-# make env    the environment alone                              make lint   ruff, as in CI
+# make env         create the environment
+# make demo        run the four steps end to end on synthetic images
+# make test        run all tests            make test-fast   run the tests that are not marked slow
+# make lint        ruff, codespell, import-linter and mypy, as in CI
 # Settings: VENV=.venv  STACK=onedl|openmmlab  PYTHON=python3  WHEELS=folder of wheels to prefer  DATA=COCO-style folder
+#           JOBS=number of test processes (default: one per core)
 VENV ?= .venv
 STACK ?= onedl
 PYTHON ?= python3
 WHEELS ?=
 DATA ?=
 OUT ?= work_dirs/demo
+JOBS ?= auto
 
-# Threads that spin for long while they wait make two processes on few cores several times slower, and threads that never
-# do make small steps slow (docs/performance.md).
+# With several processes on few cores, threads that busy-wait for long slow training down several times, and threads that
+# never do slow down small training steps (docs/performance.md).
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: env demo test lint format clean
+.PHONY: env demo test test-fast lint format clean
 
 env:
 	@requirements/install.sh "$(VENV)" "$(STACK)" "$(PYTHON)" "$(WHEELS)"
 
 demo: env
-	@"$(VENV)/bin/python" tools/demo.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+	@"$(VENV)/bin/python" demo/run_demo.py --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 
 test: env
-	@"$(VENV)/bin/python" -m pytest tests
+	@"$(VENV)/bin/python" -m pytest tests -n "$(JOBS)" --dist loadfile
+
+test-fast: env
+	@"$(VENV)/bin/python" -m pytest tests -n "$(JOBS)" --dist loadfile -m "not slow"
 
 lint: env
 	@"$(VENV)/bin/ruff" check .
 	@"$(VENV)/bin/ruff" format --check .
+	@"$(VENV)/bin/codespell"
+	@"$(VENV)/bin/codespell" --toml .ci/glossary.toml
+	@"$(VENV)/bin/lint-imports" --cache-dir "$(VENV)/.import_linter_cache"
+	@"$(VENV)/bin/mypy" --cache-dir "$(VENV)/.mypy_cache"
 
 format: env
 	@"$(VENV)/bin/ruff" check --fix .

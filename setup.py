@@ -1,4 +1,4 @@
-"""Installs ccop_mm; configs/ and tools/ travel with it under ccop_mm/.mim, where OpenMMLab's tools look for them."""
+"""Packages ccop_mm, with configs/ and tools/ under ccop_mm/.mim, where OpenMMLab's MIM finds them."""
 
 import re
 import shutil
@@ -11,26 +11,26 @@ ROOT = Path(__file__).resolve().parent
 MIM_FOLDERS = ('configs', 'tools')
 
 
-def version():
-    """The version without importing the package, which needs torch."""
+def version() -> str:
+    """Reads the version without importing the package, which needs torch."""
     text = (ROOT / 'ccop_mm' / 'version.py').read_text(encoding='utf-8')
     return re.search(r"__version__ = '(.+)'", text).group(1)
 
 
-def requirements(name):
-    """The lines of a requirements file that are no comments."""
+def requirements(name: str) -> list[str]:
+    """Reads the requirements in a file, without comments."""
     lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
     return [line for line in map(str.strip, lines) if line and not line.startswith('#')]
 
 
 class BuildWithMim(build_py):
-    """Adds ``.mim``: copies in what is built, so that the tree stays as it is, and links for an editable install."""
+    """Adds ``.mim`` to the build: copies in a wheel, symbolic links in an editable install."""
 
-    def run(self):
+    def run(self) -> None:
         super().run()
         mim = (ROOT if self.editable_mode else Path(self.build_lib)) / 'ccop_mm' / '.mim'
         if mim.exists():
-            shutil.rmtree(mim)  # links in it go, their targets stay
+            shutil.rmtree(mim)  # removes links, not their targets
         mim.mkdir(parents=True)
         for name in MIM_FOLDERS:
             if self.editable_mode:
@@ -38,8 +38,8 @@ class BuildWithMim(build_py):
             else:
                 shutil.copytree(ROOT / name, mim / name, ignore=shutil.ignore_patterns('__pycache__'))
 
-    def get_source_files(self):
-        """What a source archive needs to be built: the modules, and what this file reads."""
+    def get_source_files(self) -> list[str]:
+        """Lists the files of a source archive: the modules, and the files that this script reads."""
         files = [path for name in (*MIM_FOLDERS, 'requirements') for path in (ROOT / name).rglob('*')]
         extra = [path for path in files if path.is_file() and '__pycache__' not in path.parts]
         return super().get_source_files() + [str(path.relative_to(ROOT)) for path in extra]
@@ -55,8 +55,8 @@ setup(
     packages=find_packages(include=['ccop_mm', 'ccop_mm.*']),
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10,<3.13',
-    # No mm package and no OpenCV here: both stacks of requirements/ provide the import name mmcv under different
-    # distribution names, and a requirement on either would put a second mmcv beside the one that is installed.
+    # Without mm packages and OpenCV: the stacks in requirements/ provide the module mmcv under different distribution
+    # names, and a requirement on one of them would install a second mmcv over that of the other stack.
     install_requires=['torch>=2.6', 'torchvision', *requirements('runtime')],
     extras_require={'cluster': requirements('cluster')},
     zip_safe=False,

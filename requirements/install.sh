@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Makes the environment that the Makefile uses:  requirements/install.sh VENV STACK PYTHON [WHEELS]
+# Creates the environment that the Makefile uses:  requirements/install.sh VENV STACK PYTHON [WHEELS]
 #
-# The order matters and is the reason this script exists: torch before the C++ ops that are compiled against it, the mm
-# packages without their dependencies (they would bring opencv-python over opencv-contrib-python), OpenCV last.
-# Run it again at any time: finished steps are skipped, and an environment that was killed half-way is made afresh.
+# The order of the steps matters: torch before the C++ ops, which are compiled against it; the mm packages without their
+# dependencies, which would install opencv-python over opencv-contrib-python; OpenCV last.
+# The script can be run again at any time: it skips finished steps and recreates an environment whose installation was
+# killed.
 set -euo pipefail
 
 fail() { echo "install: $*" >&2; exit 1; }
@@ -15,12 +16,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "$stack" in
   onedl) ops=onedl-mmcv mm="onedl-mmengine onedl-mmdetection imaug mmcls mmselfsup" ;;
   openmmlab) ops=mmcv mm="mmengine mmdet mmcls mmselfsup" ;;
-  *) fail "STACK=$stack is not known; choose onedl or openmmlab" ;;
+  *) fail "STACK=$stack is unknown; use onedl or openmmlab" ;;
 esac
 pins=requirements/$stack.txt
-[ -z "$wheels" ] || [ -d "$wheels" ] || fail "WHEELS=$wheels is not a folder"
+[ -z "$wheels" ] || [ -d "$wheels" ] || fail "WHEELS=$wheels is not a folder; use a folder of wheels or leave it empty"
 
-# The stamp changes with anything that changes what would be installed.
+# Digest of all files that determine what is installed.
 stamp=$(cat requirements/torch.txt requirements/runtime.txt requirements/cluster.txt requirements/tests.txt "$pins" \
   requirements/install.sh setup.py | cksum | tr ' ' '-')-$stack
 marks=$venv/.ccop_mm
@@ -29,21 +30,21 @@ ready() { [ "$(cat "$marks/done" 2>/dev/null)" = "$stamp" ] && runs; }
 ! ready || exit 0
 
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
-  fail "PYTHON=$python does not run Python 3.10, 3.11 or 3.12; name one that does"
+  fail "PYTHON=$python does not run Python 3.10, 3.11 or 3.12; set PYTHON to one of these"
 installed=$(cat "$marks/stack" 2>/dev/null || echo "$stack")
-[ "$installed" = "$stack" ] || fail "VENV=$venv holds the stack $installed; name another VENV for STACK=$stack"
+[ "$installed" = "$stack" ] || fail "VENV=$venv contains the stack $installed; use another VENV for STACK=$stack"
 
-# One installation at a time. pip inherits the lock, so one that outlives this script when that is killed is waited for.
+# One installation at a time. pip inherits the lock, so a pip process that outlives a killed script is waited for.
 if command -v flock > /dev/null; then
   exec 9< requirements/install.sh
-  flock -n 9 || { echo "install: another installation is running; waiting for it"; flock 9 || true; }
+  flock -n 9 || { echo "install: another installation is running; waiting for it to finish"; flock 9 || true; }
   ! ready || exit 0
 fi
 
-# "begun" outlives a step only if the step was killed: then a package may lie there in part, which pip does not notice.
-# Made afresh, the environment costs minutes at most: pip keeps what it has downloaded and compiled.
+# The file "begun" is only left behind by a step that was killed. A package may then be partially installed, which pip does
+# not notice. Recreating the environment takes minutes at most, because pip caches downloads and compiled wheels.
 if [ -f "$marks/begun" ] || { [ -d "$marks" ] && ! runs; }; then
-  echo "install: $venv was left unfinished; making it afresh"
+  echo "install: $venv is incomplete; recreating it"
   rm -rf "$venv"
 fi
 if [ ! -e "$venv" ]; then
@@ -52,36 +53,36 @@ if [ ! -e "$venv" ]; then
   "$python" -m venv "$venv"
   rm "$marks/begun"
 fi
-[ -x "$venv/bin/python" ] || fail "VENV=$venv exists and is no virtual environment; name another"
+[ -x "$venv/bin/python" ] || fail "VENV=$venv exists and is not a virtual environment; use another folder"
 mkdir -p "$marks"
 echo "$stack" > "$marks/stack"
-# Steps done for other requirements do not count.
+# Run all steps again if the requirements have changed.
 if [ "$(cat "$marks/for" 2>/dev/null)" != "$stamp" ]; then
   rm -f "$marks"/step-*
   echo "$stamp" > "$marks/for"
 fi
 
 number=0
-step() { # what it does and how long it may take, then the pip arguments
+step() { # title with the expected duration, then the arguments of pip install
   local title=$1
   shift
   number=$((number + 1))
   [ ! -f "$marks/step-$number" ] || return 0
   echo "install: [$number/7] $title"
   : > "$marks/begun"
-  # A wheelhouse of the site's own is looked at first: pip prefers a wheel to a source archive of the same version.
+  # pip prefers a wheel in WHEELS to a source archive of the same version.
   if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$pins" \
     ${wheels:+--find-links "$wheels"} "$@"; then
     rm "$marks/begun"
     : > "$marks/step-$number"
   else
-    [ $? -gt 128 ] || rm "$marks/begun" # unless it was killed, pip has left nothing in part
-    fail "step $number failed ($title); mend what pip names above and run the same command again"
+    [ $? -gt 128 ] || rm "$marks/begun" # unless it is killed, pip leaves no partially installed package
+    fail "step $number failed ($title); fix the error that pip reports above and run the same command again"
   fi
 }
 
 started=$SECONDS
-echo "install: stack $stack into $venv"
+echo "install: installing stack $stack into $venv"
 step "build tools (seconds)" setuptools wheel ninja
 step "torch and torchvision (1 minute; 5-10 for the CUDA build, about 3 GB to download)" --requirement requirements/torch.txt numpy
 step "third-party packages (1 minute)" --requirement requirements/runtime.txt --requirement requirements/cluster.txt \
@@ -90,10 +91,10 @@ step "mmcv with its C++ ops, compiled here (10-20 minutes on 2 cores the first t
   --no-build-isolation --no-deps "$ops"
 step "mm packages: ${mm// /, } (seconds)" --no-deps $mm
 step "ccop_mm itself, editable (seconds)" --no-build-isolation --no-deps --editable .
-# opencv-python and opencv-contrib-python own the same files: whichever is installed last wins.
+# opencv-python and opencv-contrib-python install the same files; the one installed last is used.
 step "opencv-contrib-python, last (seconds)" --force-reinstall --no-deps opencv-contrib-python
 
-"$venv/bin/python" -m ccop_mm.doctor || fail "the environment is there but not usable; cures are in the lines above"
+"$venv/bin/python" -m ccop_mm.doctor || fail "the environment is installed but not usable; fixes are listed above"
 echo "$stamp" > "$marks/done.new"
 mv "$marks/done.new" "$marks/done"
 echo "install: ready after $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"

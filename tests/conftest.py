@@ -1,34 +1,46 @@
 """Fixtures that several test files share."""
 
+import os
 from pathlib import Path
 
+if 'PYTEST_XDIST_WORKER' in os.environ:  # one process per core: more threads would compete for them
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# isort: split
 import pytest
 import torch
 
-import ccop_mm  # noqa: F401  makes mmselfsup importable, for test files that import it first
+import ccop_mm  # noqa: F401  patches the upstream libraries, without which mmselfsup cannot be imported
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 
 
 @pytest.fixture(scope='session')
 def coco_cc31():
-    """31 real COCO photos with instances and person keypoints (CC BY, CC BY-SA); not part of the project."""
+    """31 COCO images with instances and person keypoints (CC BY, CC BY-SA); not part of the project."""
     path = SHARED_DATA / 'coco_cc31'
     if not path.is_dir():
-        pytest.skip(f'needs the photos of {path.name}, which are not part of the project')
+        pytest.skip(f'needs the images of {path.name}, which are not part of the project')
     return path
 
 
 @pytest.fixture(scope='session')
 def voc_animals():
-    """Real VOC2012 photos with boxes of 20 classes and keypoints (research use only); not part of the project."""
+    """VOC2012 images with boxes of 20 classes and keypoints (research use only); not part of the project."""
     path = SHARED_DATA / 'voc_animals'
     if not path.is_dir():
-        pytest.skip(f'needs the photos of {path.name}, which are not part of the project')
+        pytest.skip(f'needs the images of {path.name}, which are not part of the project')
     return path
 
 
 @pytest.fixture
 def generator():
-    """A seeded generator, fresh for every test."""
+    """Generator with seed 0, new for every test."""
     return torch.Generator().manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose images are not part of the project."""
+    for item in items:
+        if {'coco_cc31', 'voc_animals'} & set(getattr(item, 'fixturenames', ())):
+            item.add_marker(pytest.mark.data)
