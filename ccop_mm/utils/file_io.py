@@ -1,20 +1,23 @@
-"""Files that are whole or absent."""
+"""Atomic file writes."""
 
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode='wb'):
-    """Opens a temporary file beside ``path``; renames it to ``path`` when the block ends without an exception.
+def atomic_write(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
+    """Opens a temporary file next to ``path`` and renames it to ``path`` when the block ends without an exception.
 
-    A reader, or a run after a kill, sees the old file or the new one, never a part. Missing parent folders are made.
+    Readers see either the old file or the complete new one, also after the process was killed. Missing parent
+    directories are created.
 
     Args:
-        path (str | Path): The file to write.
-        mode (str): ``'wb'`` or ``'w'`` (UTF-8).
+        path (str | Path): File to write.
+        mode (str): ``'wb'``, or ``'w'`` for UTF-8 text.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +27,7 @@ def atomic_write(path, mode='wb'):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the permissions that open() would have given.
+        # mkstemp creates private files: set the permissions that open() would have set.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)

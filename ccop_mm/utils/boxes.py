@@ -1,26 +1,26 @@
 """Box geometry on plain tensors.
 
-Boxes are ``(x1, y1, x2, y2)`` in pixels, ``x2`` and ``y2`` exclusive; shapes are ``(height, width)``. Every function
-takes any leading dimensions, keeps the dtype, and is differentiable where that makes sense.
+Boxes are ``(x1, y1, x2, y2)`` in pixels, ``x2`` and ``y2`` exclusive; shapes are ``(height, width)``. All functions
+accept any leading dimensions, keep the dtype and are differentiable almost everywhere.
 """
 
 import torch
 from torch import Tensor
 
-#: Which point of a box Eq. 7's shift moves and its scaling keeps.
+#: Point of a box that Eq. 7 shifts and that its scaling keeps.
 ANCHORS = ('top_left', 'center')
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas of boxes ``(..., 4)`` in square pixels, shape ``(...)``; an inverted box has area 0."""
+    """Computes the areas ``(...)`` of boxes ``(..., 4)`` in square pixels; the area of an inverted box is 0."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
     return sides[..., 0] * sides[..., 1]
 
 
 def aligned_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of corresponding boxes of ``a`` and ``b``, both ``(..., 4)`` and broadcast against each other.
+    """Computes the IoU ``(...)`` of corresponding boxes ``a`` and ``b``, both ``(..., 4)``, with broadcasting.
 
-    A box without area has IoU 0 with everything, itself included, and never NaN.
+    The IoU of a box without area with any box, including itself, is 0 and never NaN.
     """
     top_left = torch.maximum(a[..., :2], b[..., :2])
     bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
@@ -31,45 +31,47 @@ def aligned_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of every box of ``a`` ``(N, 4)`` with every box of ``b`` ``(M, 4)``: ``(N, M)``."""
+    """Computes the IoU ``(N, M)`` of every box of ``a`` ``(N, 4)`` with every box of ``b`` ``(M, 4)``."""
     return aligned_iou(a[:, None], b[None])
 
 
 def clip(boxes: Tensor, img_shape: tuple[int, int]) -> Tensor:
-    """Boxes cut to the image. Inside, IoU with any box of the same image can only rise by this."""
+    """Clips boxes ``(..., 4)`` to the image, which never lowers their IoU with a box inside the image."""
     height, width = img_shape
     limit = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def crop_and_resize(boxes: Tensor, window: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes as seen after cutting ``window`` out of the image and resizing it to ``size``, not clipped.
+def crop_and_resize(boxes: Tensor, crop_box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps boxes into a crop of the image that is resized to ``size``, without clipping them.
 
     Args:
         boxes (Tensor): ``(..., 4)`` in pixels of the image.
-        window (Tensor): ``(..., 4)``, the part that is cut out, in pixels of the image; broadcast against the boxes.
-        size (tuple[int, int]): ``(height, width)`` of the result.
+        crop_box (Tensor): ``(..., 4)``, the crop in pixels of the image; broadcast against the boxes.
+        size (tuple[int, int]): ``(height, width)`` of the resized crop.
+
+    Returns:
+        Tensor: ``(..., 4)`` in pixels of the resized crop.
     """
     height, width = size
-    origin = window[..., :2]
-    scale = boxes.new_tensor([width, height]) / (window[..., 2:] - origin)
+    origin = crop_box[..., :2]
+    scale = boxes.new_tensor([width, height]) / (crop_box[..., 2:] - origin)
     return (boxes - torch.cat([origin, origin], dim=-1)) * torch.cat([scale, scale], dim=-1)
 
 
 def flip_horizontal(boxes: Tensor, width: int) -> Tensor:
-    """Boxes as seen after mirroring an image of ``width`` pixels left to right."""
+    """Mirrors boxes ``(..., 4)`` left to right in an image of ``width`` pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
 def jitter(boxes: Tensor, noise: Tensor, anchor: str = 'top_left') -> Tensor:
-    """Eq. 7: ``x' = sx * w + x``, ``y' = sy * h + y``, ``w' = w * exp(sw)``, ``h' = h * exp(sh)``.
+    """Applies the noise of Eq. 7: ``x' = sx * w + x``, ``y' = sy * h + y``, ``w' = w * exp(sw)``, ``h' = h * exp(sh)``.
 
     Args:
         boxes (Tensor): ``(..., 4)``.
-        noise (Tensor): ``(..., 4)``, the values ``(sx, sy, sw, sh)``; broadcast against the boxes.
-        anchor (str): ``'top_left'``: ``(x, y)`` is the top-left corner, as in the paper. ``'center'``: it is the
-            center, as in the authors' released code.
+        noise (Tensor): ``(..., 4)``: sx, sy, sw, sh; broadcast against the boxes.
+        anchor (str): Meaning of ``(x, y)``: ``'top_left'`` corner (paper) or ``'center'`` (authors' code).
 
     Returns:
         Tensor: ``(..., 4)``, not clipped.

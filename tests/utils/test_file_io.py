@@ -1,5 +1,3 @@
-"""Files that are whole or absent."""
-
 import os
 import stat
 import subprocess
@@ -7,10 +5,10 @@ import sys
 
 import pytest
 
-from ccop_mm.fileio import atomic_write
+from ccop_mm.utils.file_io import atomic_write
 
 
-def test_writes_into_new_folders(tmp_path):
+def test_creates_parent_directories(tmp_path):
     path = tmp_path / 'a' / 'b.txt'
     with atomic_write(path, 'w') as file:
         file.write('größer')
@@ -18,7 +16,7 @@ def test_writes_into_new_folders(tmp_path):
     assert os.listdir(path.parent) == ['b.txt']
 
 
-def test_old_file_stays_until_the_end(tmp_path):
+def test_old_file_is_kept_until_the_end(tmp_path):
     path = tmp_path / 'a.bin'
     path.write_bytes(b'old')
     with atomic_write(str(path)) as file:
@@ -29,7 +27,7 @@ def test_old_file_stays_until_the_end(tmp_path):
 
 
 @pytest.mark.parametrize('existing', [None, b'old'])
-def test_failure_leaves_no_part(tmp_path, existing):
+def test_failure_leaves_no_partial_file(tmp_path, existing):
     path = tmp_path / 'a.bin'
     if existing is not None:
         path.write_bytes(existing)
@@ -39,16 +37,16 @@ def test_failure_leaves_no_part(tmp_path, existing):
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == ([existing] if existing else [])
 
 
-def test_kill_leaves_the_old_file(tmp_path):
+def test_killed_process_leaves_old_file(tmp_path):
     path = tmp_path / 'a.bin'
     path.write_bytes(b'old')
-    # The module alone: importing the package would take seconds.
+    # Loads only the module, because importing the package takes seconds.
     code = f"""
 import importlib.util, os
-spec = importlib.util.spec_from_file_location('fileio', {sys.modules[atomic_write.__module__].__file__!r})
-fileio = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fileio)
-with fileio.atomic_write({str(path)!r}) as file:
+spec = importlib.util.spec_from_file_location('file_io', {sys.modules[atomic_write.__module__].__file__!r})
+file_io = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(file_io)
+with file_io.atomic_write({str(path)!r}) as file:
     file.write(b'half')
     file.flush()
     os.kill(os.getpid(), 9)
@@ -58,7 +56,7 @@ with fileio.atomic_write({str(path)!r}) as file:
 
 
 @pytest.mark.parametrize('umask', [0o022, 0o077])
-def test_permissions_are_those_of_open(tmp_path, umask):
+def test_permissions_equal_those_of_open(tmp_path, umask):
     before = os.umask(umask)
     try:
         with atomic_write(tmp_path / 'atomic') as file:
@@ -70,7 +68,7 @@ def test_permissions_are_those_of_open(tmp_path, umask):
     assert atomic == plain
 
 
-def test_data_is_on_disk_before_the_rename(tmp_path, monkeypatch):
+def test_data_is_flushed_before_rename(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, 'fsync', lambda fd: calls.append('fsync') or fsync(fd))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ccop_mm import boxes as box_ops
+from ccop_mm.utils import boxes as box_ops
 
 
 def random_boxes(count, generator, size=100.0):

@@ -1,0 +1,38 @@
+"""Errors that are reported to the user in one line, without a traceback."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec('P')
+R = TypeVar('R')
+
+
+class InputError(ValueError):
+    """Raised for an invalid file or command line.
+
+    The message is a single line: what is wrong, where (file, id), and what to do. :func:`exit_on_input_error` prints it
+    without a traceback.
+    """
+
+
+def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
+    """Decorates the main function of a tool: an :class:`InputError` is printed to stderr and ends it with exit code 2.
+
+    Every other exception is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            # A data loader worker prepends its traceback to the message of the exception.
+            message = str(error)
+            if message.startswith('Caught InputError in '):
+                message = message.rpartition('InputError: ')[2].strip()
+            print(f'error: {message}', file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped

@@ -1,0 +1,1 @@
+from synthetic_images import image_folder, scene  # noqa: F401

@@ -1,0 +1,238 @@
+"""Listing, ids and decoding of images."""
+
+import hashlib
+import json
+import os
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccop_mm.utils import images as images_module
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.images import UnreadableImageError, decode_image, image_id_from_path, list_images, load_image
+
+
+def write_json(path, images):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'images': images}))
+    return path
+
+
+@pytest.fixture
+def assert_rejected():
+    """``assert_rejected(match, *args)``: ``list_images(*args)`` must raise an InputError with a one-line message."""
+
+    def call(match, *args):
+        with pytest.raises(InputError, match=match) as caught:
+            list_images(*args)
+        assert '\n' not in str(caught.value)
+
+    return call
+
+
+def test_folder_is_listed_recursively_in_order_of_id(image_folder):
+    (image_folder / 'notes.txt').write_text('not an image')
+    (image_folder / '._scene_0.png').write_bytes(b'hidden')
+    images = list_images(image_folder)
+    expected = ['a/b/scene_6.png', 'a/scene_5.png', *(f'scene_{i}.png' for i in range(5))]
+    assert sorted(image.file_name for image in images) == expected
+    assert [image.image_id for image in images] == sorted(image.image_id for image in images)
+    for image in images:
+        digest = hashlib.blake2b(image.file_name.encode(), digest_size=32).hexdigest()
+        assert image.image_id == int(digest[:12], 16) == image_id_from_path(image.file_name)
+        assert image.path == image_folder / image.file_name
+
+
+def test_ids_do_not_change_when_images_are_added_or_removed(image_folder):
+    before = {image.file_name: image.image_id for image in list_images(image_folder)}
+    (image_folder / 'scene_0.png').unlink()
+    (image_folder / 'a' / 'new.JPG').write_bytes(b'')
+    after = {image.file_name: image.image_id for image in list_images(image_folder)}
+    assert set(after) == set(before) - {'scene_0.png'} | {'a/new.JPG'}
+    assert all(after[name] == before[name] for name in set(after) & set(before))
+
+
+def test_links_are_followed_and_cycles_are_ignored(image_folder, tmp_path):
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (image_folder / 'scene_0.png').rename(elsewhere / 'far.png')
+    os.symlink(elsewhere, image_folder / 'linked')
+    os.symlink(image_folder, image_folder / 'a' / 'loop')
+    names = [image.file_name for image in list_images(image_folder)]
+    assert len(names) == 7
+    assert 'linked/far.png' in names
+
+
+def test_names_that_are_not_valid_utf8_are_listed(tmp_path):
+    name = os.fsdecode(b'caf\xe9.png')
+    try:
+        (tmp_path / name).write_bytes(b'')
+    except (OSError, UnicodeError):
+        pytest.skip('this file system assert_rejecteds names that are not UTF-8')
+    (image,) = list_images(tmp_path)
+    assert image.image_id == int(hashlib.blake2b(b'caf\xe9.png', digest_size=32).hexdigest()[:12], 16)
+
+
+def test_colliding_ids_are_rejectedd(image_folder, monkeypatch, assert_rejected):
+    monkeypatch.setattr(images_module, 'image_id_from_path', lambda path: len(path) % 2)
+    assert_rejected('have the same id', image_folder)
+
+
+def test_missing_and_empty_folders_are_rejected(tmp_path, assert_rejected):
+    assert_rejected('nowhere', tmp_path / 'nowhere')
+    (tmp_path / 'text.txt').write_text('x')
+    assert_rejected(str(tmp_path), tmp_path)
+    (tmp_path / 'table.csv').write_text('x')
+    assert_rejected('table.csv', tmp_path / 'table.csv')
+    assert_rejected(f'{tmp_path} is a folder', tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize('layout', ['set/images', 'images', 'train2017', 'set'])
+def test_image_root_of_a_json_is_guessed(tmp_path, layout):
+    root = tmp_path / layout
+    root.mkdir(parents=True)
+    (root / 'b.png').write_bytes(b'')
+    images = [{'id': 9, 'file_name': 'b.png'}, {'id': 4, 'file_name': 'absent.png'}]
+    listed = list_images(write_json(tmp_path / 'set' / 'instances_train2017.json', images))
+    assert [(image.image_id, image.path) for image in listed] == [(4, root / 'absent.png'), (9, root / 'b.png')]
+
+
+def test_image_root_of_a_json_is_given(tmp_path, assert_rejected):
+    path = write_json(tmp_path / 'x.json', [{'id': 0, 'file_name': 'sub/b.png'}])
+    assert_rejected('--image-root', path)
+    assert_rejected('nowhere', path, tmp_path / 'nowhere')
+    (image,) = list_images(path, tmp_path / 'set' / '..')
+    assert image.path == tmp_path / 'sub' / 'b.png'
+
+
+def test_text_file_has_the_ids_of_its_folder(image_folder, tmp_path, assert_rejected):
+    path = tmp_path / 'list.txt'
+    lines = [
+        '# two images',
+        '',
+        ' scene_1.png ',
+        './a/../a/b/scene_6.png',
+        'absent.png',
+        '#scene_2.png',
+        'caf\udce9.png',
+    ]
+    path.write_bytes(b'\xef\xbb\xbf' + os.fsencode('\r\n'.join(lines)))
+    images = list_images(path, image_folder)
+    assert [image.image_id for image in images] == sorted(image.image_id for image in images)
+    expected = {'scene_1.png', 'a/b/scene_6.png', 'absent.png', os.fsdecode(b'caf\xe9.png')}
+    assert {image.file_name for image in images} == expected
+    image_by_name = {image.file_name: image for image in list_images(image_folder)}
+    assert {image.file_name for image in images if image == image_by_name.get(image.file_name)} == {
+        'scene_1.png',
+        'a/b/scene_6.png',
+    }
+    # Paths relative to the folder of the text file, and absolute paths.
+    path.write_text(f'images/scene_1.png\n{image_folder}/scene_2.png\n')
+    assert {image.file_name for image in list_images(path)} == {'images/scene_1.png', 'images/scene_2.png'}
+    assert_rejected(f"'{image_folder}/scene_2.png'.* {image_folder}/a", path, image_folder / 'a')
+    assert_rejected('nowhere', path, tmp_path / 'nowhere')
+    path.write_text('# nothing\n')
+    assert_rejected('list.txt', path)
+    path.write_text('images/scene_1.png\n./images/scene_1.png\n')
+    assert_rejected("'images/scene_1.png' 2 times", path)
+    path.unlink()
+    assert_rejected('list.txt', path)
+    path.mkdir()
+    assert_rejected('list.txt', path)
+
+
+def test_invalid_jsons_are_rejected(tmp_path, assert_rejected):
+    assert_rejected('absent.json', tmp_path / 'absent.json', tmp_path)
+    for text, match in (
+        ('not json', 'x.json is not JSON'),
+        ('[]', 'x.json .*list'),
+        ('{}', 'x.json .*"images"'),
+        ('{"images": []}', 'x.json .*"images"'),
+        ('{"images": [{"id": 1}]}', 'x.json.* {"id": 1}'),
+        ('{"images": [{"id": "1", "file_name": "a.jpg"}]}', 'x.json.* {"id": "1"'),
+        ('{"images": [{"id": -1, "file_name": "a.jpg"}]}', 'x.json.* {"id": -1'),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}', 'same id 1'),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]}', "'a.jpg' 2 times"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "a.jpg"}]}', "'a.jpg' 2 times"),
+    ):
+        (tmp_path / 'x.json').write_text(text)
+        assert_rejected(match, tmp_path / 'x.json', tmp_path)
+
+
+def test_image_is_loaded_as_by_the_training_pipeline(tmp_path, scene):
+    path = tmp_path / 'rotated.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise for display
+    Image.fromarray(scene(1)[..., ::-1].copy()).save(path, exif=exif)
+    image, num_bytes = load_image(path)
+    assert image.shape == (96, 72, 3)
+    assert num_bytes == path.stat().st_size
+    stored = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    np.testing.assert_array_equal(image, np.rot90(stored, -1))
+    loaded = mmcv.transforms.LoadImageFromFile().transform({'img_path': str(path)})['img']
+    np.testing.assert_array_equal(image, loaded)
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'mode', 'options'),
+    [
+        ('.jpg', 'RGB', {}),
+        ('.jpg', 'RGB', {'progressive': True}),
+        ('.jpg', 'CMYK', {}),
+        ('.png', 'RGB', {}),
+        ('.png', 'P', {}),
+        ('.webp', 'RGB', {}),
+        ('.bmp', 'RGB', {}),
+        ('.tiff', 'RGB', {}),
+    ],
+)
+def test_truncated_images_are_rejectedd(tmp_path, scene, suffix, mode, options):
+    path = tmp_path / f'image{suffix}'
+    Image.fromarray(scene(2)[..., ::-1].copy()).convert(mode).save(path, **options)
+    content = path.read_bytes()
+    assert load_image(path)[0].shape == (72, 96, 3)
+    for length in (len(content) - 60, len(content) // 2):
+        path.write_bytes(content[:length])
+        with pytest.raises(UnreadableImageError, match='truncated or damaged|not a whole image'):
+            load_image(path)
+    if suffix == '.jpg':  # zeros from the cut on, as left by a download that preallocates the file
+        path.write_bytes(content[:length] + bytes(len(content) - length))
+        with pytest.raises(UnreadableImageError, match='truncated or damaged JPEG'):
+            load_image(path)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_other_pixel_formats_are_converted_to_bgr(tmp_path, scene, dtype, channels):
+    image = scene(3)
+    image = {1: image[..., :1], 3: image, 4: np.dstack([image, image[..., 0]])}[channels]
+    cv2.imwrite(str(tmp_path / 'x.png'), image.astype(dtype) * (257 if dtype == np.uint16 else 1))
+    loaded, _ = load_image(tmp_path / 'x.png')
+    np.testing.assert_array_equal(loaded, image[..., :3] if channels > 1 else image.repeat(3, axis=2))
+
+
+@pytest.mark.parametrize('flag', [cv2.IMREAD_COLOR, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_8])
+@pytest.mark.parametrize(('suffix', 'mode'), [('.jpg', 'RGB'), ('.jpg', 'CMYK'), ('.png', 'P'), ('.png', 'LA')])
+def test_pixels_equal_those_of_mmcv(tmp_path, scene, suffix, mode, flag):
+    path = tmp_path / f'image{suffix}'
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(scene(4)[..., ::-1].copy()).convert(mode).save(path, exif=exif)
+    expected = mmcv.imfrombytes(path.read_bytes(), flag=flag, backend='cv2')
+    np.testing.assert_array_equal(decode_image(path.read_bytes(), flag), expected)
+
+
+def test_files_that_are_not_images_are_rejected(tmp_path):
+    path = tmp_path / 'x.jpg'
+    for prepare, reason in (
+        (lambda: None, 'does not exist'),
+        (path.touch, 'the file is empty'),
+        (lambda: path.write_text('not an image'), 'not a whole image'),
+        (lambda: (path.unlink(), path.mkdir()), 'cannot be read'),
+    ):
+        prepare()
+        with pytest.raises(UnreadableImageError, match=reason):
+            load_image(path)
