@@ -1,24 +1,38 @@
 """CCOP, object-level self-supervised pre-training, as an OpenMMLab plugin.
 
-Importing this package makes the host libraries importable and registers its parts:
-``custom_imports = dict(imports=['ccop_mm'])``.
+``custom_imports = dict(imports=['ccop_mm'])`` in a config patches the upstream libraries and registers all modules.
+With the environment variable ``CCOP_MM_LAZY=1`` the import does neither and takes milliseconds instead of seconds,
+which suits tools/propose.py; :func:`register_all_modules` can be called later.
 """
 
+import os
 import sys
 
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'register_all_modules']
 
-# `python -m ccop_mm.doctor` imports this package first, and has to run where the hosts cannot be imported. Until Python
-# has found the module, sys.argv begins with '-m'.
-if sys.argv[:1] != ['-m'] or not sys.orig_argv[-1].endswith('ccop_mm.doctor'):
+
+def register_all_modules() -> None:
+    """Patches the upstream libraries and registers the models, datasets, transforms, hooks and initializers.
+
+    Raises:
+        ImportError: An upstream library cannot be imported.
+    """
     try:
-        from . import hosts
+        from . import compat
 
-        hosts.mend()
-        from . import datasets, engine, evaluation, models, weights  # noqa: F401
+        compat.apply_patches()
+        from . import datasets, debug, engine, models, weights  # noqa: F401
     except Exception as error:
         raise ImportError(
-            f'ccop_mm cannot be used here: {type(error).__name__}: {error}\n`python -m ccop_mm.doctor` names the cure'
+            f'ccop_mm cannot be imported: {type(error).__name__}: {error}\nRun `python -m ccop_mm.doctor` for the fix'
         ) from error
+
+
+# `python -m ccop_mm.doctor` imports this package first and must run where upstream libraries cannot be imported. Until
+# Python has located the module to run, sys.argv starts with '-m'.
+_RUNS_DOCTOR = sys.argv[:1] == ['-m'] and sys.orig_argv[-1].endswith('ccop_mm.doctor')
+
+if os.environ.get('CCOP_MM_LAZY') != '1' and not _RUNS_DOCTOR:
+    register_all_modules()

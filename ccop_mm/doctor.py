@@ -1,34 +1,38 @@
-"""Says whether pre-training can run here, and for each fault the cure: ``python -m ccop_mm.doctor``.
+"""Checks whether pre-training can run in this environment and prints a fix for each problem.
 
-Only the standard library is imported at the top: this has to run where a host library is missing or broken.
+Usage: ``python -m ccop_mm.doctor``. It has to run where an upstream library is missing or broken, so this module must
+only import the standard library and modules that do the same.
 """
 
 import importlib
 import platform
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+
+from ccop_mm.utils.text import single_line
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'mmcv', 'mmengine', 'mmdet', 'mmcls', 'mmselfsup', 'cv2', 'ccop_mm')
 PRETRAINING = ('mmselfsup.models', 'mmdet.models', 'ccop_mm.models', 'ccop_mm.datasets', 'ccop_mm.engine')
 TRANSFER = ('mmdet.datasets', 'mmdet.evaluation')
-# Distributions that own the same files: `import` finds those of the one that was installed last.
-RIVALS = (
+# Distributions that install the same files: `import` finds those of the distribution that was installed last.
+CONFLICTING_DISTRIBUTIONS = (
     ('opencv-contrib-python', 'opencv-contrib-python-headless', 'opencv-python', 'opencv-python-headless'),
     ('mmcv', 'onedl-mmcv'),
     ('mmengine', 'onedl-mmengine'),
     ('mmdet', 'onedl-mmdetection'),
 )
-MAKE_ENV = 'make the environment with `make env`, which installs the versions that belong together, in the right order'
+MAKE_ENV = 'create the environment with `make env`, which installs matching versions in the required order'
 REINSTALL_OPENCV = (
     'pip uninstall -y opencv-python opencv-python-headless; '
     'pip install --no-deps --force-reinstall opencv-contrib-python'
 )
-# Import names whose distribution has another name or needs care.
+# Fixes for import names whose distribution has another name or needs special options.
 INSTALL = {
     'attr': 'pip install attrs',
     'cv2': REINSTALL_OPENCV,
-    'imgaug': 'pip install --no-deps imaug (with its dependencies it would replace opencv-contrib-python)',
+    'imgaug': 'pip install --no-deps imaug (its dependencies would replace opencv-contrib-python)',
     'PIL': 'pip install pillow',
     'skimage': 'pip install scikit-image',
     'sklearn': 'pip install scikit-learn',
@@ -38,68 +42,77 @@ INSTALL = {
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One thing that does not work.
+class Problem:
+    """A problem of the environment.
 
     Args:
-        what (str): What is wrong, in one line.
-        cure (str): What to do about it, in one line.
-        fatal (bool): Whether pre-training cannot run because of it.
+        description (str): The problem, in one line.
+        fix (str): How to fix it, in one line.
+        fatal (bool): Whether the problem prevents pre-training.
     """
 
-    what: str
-    cure: str
+    description: str
+    fix: str
     fatal: bool = True
 
 
-def main():
-    """Prints the report.
+def main() -> int:
+    """Runs all checks and prints a report.
 
     Returns:
-        int: The exit code: 1 if pre-training cannot run here, else 0.
+        int: Exit code: 1 if pre-training cannot run in this environment, else 0.
     """
-    faults = []
+    problems: list[Problem] = []
     for name in PACKAGES:
         print(f'{name:18}{describe_version(name)}')
     print(f'{"python":18}{platform.python_version()} ({sys.executable})')
     for title, check in CHECKS:
-        remarks = list(check())
-        found = [remark for remark in remarks if isinstance(remark, Fault)]
-        print(f'{title:18}{"; ".join(remarks) if not found else "see below"}')
-        faults += found
-    for fault in faults:
-        print(f'{"FAULT" if fault.fatal else "WARNING"}: {fault.what}. Cure: {fault.cure}')
-    broken = any(fault.fatal for fault in faults)
+        results = list(check())
+        found = [result for result in results if isinstance(result, Problem)]
+        print(f'{title:18}{"see below" if found else "; ".join(map(str, results))}')
+        problems += found
+    for problem in problems:
+        print(f'{"ERROR" if problem.fatal else "WARNING"}: {problem.description}. Fix: {problem.fix}')
+    broken = any(problem.fatal for problem in problems)
     print(f'pre-training {"cannot" if broken else "can"} run here')
     return int(broken)
 
 
-def describe_version(name):
-    """The version of an import name and the distributions that own it, without importing it."""
-    # Python 3.10 does not list distributions without top_level.txt, numpy and onedl-mmengine among them.
-    known = metadata.packages_distributions().get(name) or next((names for names in RIVALS if name in names), [name])
-    owners = sorted(filter(is_installed, set(known)))
-    versions = [metadata.version(owner) + (f' ({owner})' if owner != name else '') for owner in owners]
+def describe_version(name: str) -> str:
+    """Returns the versions and names of the distributions that provide a package, without importing it.
+
+    Args:
+        name (str): Import name.
+
+    Returns:
+        str: For example ``'2.3.6 (onedl-mmcv)'``, or ``'missing'``.
+    """
+    # Python 3.10 does not list distributions without top_level.txt, for example numpy and onedl-mmengine.
+    candidates = metadata.packages_distributions().get(name) or next(
+        (names for names in CONFLICTING_DISTRIBUTIONS if name in names), [name]
+    )
+    installed = sorted(filter(is_installed, set(candidates)))
+    versions = [metadata.version(owner) + (f' ({owner})' if owner != name else '') for owner in installed]
     return ', '.join(versions) or 'missing'
 
 
-def check_hosts():
-    """Whether everything that pre-training and transfer import can be imported, after the mends."""
-    faults = {}
-    for part in ('ccop_mm.hosts', *PRETRAINING, *TRANSFER):
+def check_upstream() -> Iterator[str | Problem]:
+    """Checks whether all modules for pre-training and transfer can be imported after the patches."""
+    problems: dict[str, Problem] = {}
+    for part in ('ccop_mm.compat', *PRETRAINING, *TRANSFER):
         try:
             module = importlib.import_module(part)
-            if part == 'ccop_mm.hosts':
-                module.mend()
-        except Exception as error:  # whatever a broken package raises
-            what = f'{part} cannot be used ({type(error).__name__}: {first_line(error)})'
+            if part == 'ccop_mm.compat':
+                module.apply_patches()
+        except Exception as error:  # a broken package may raise anything
+            description = f'{part} cannot be used ({type(error).__name__}: {first_line(error)})'
             cause = missing_package(error) or first_line(error)
-            faults.setdefault(cause, Fault(what, cure_for(error), fatal=part not in TRANSFER))
-    yield from faults.values() or ['everything']
+            problems.setdefault(cause, Problem(description, fix_for(error), fatal=part not in TRANSFER))
+    yield from problems.values() or ['all modules can be imported']
 
 
-def check_ops():
-    """Whether mmcv's compiled RoIAlign and nms give the right result on every device here."""
+def check_ops() -> Iterator[str | Problem]:
+    """Checks whether mmcv's compiled RoIAlign and NMS return correct results on every available device."""
     try:
         import torch
         from mmcv.ops import nms, roi_align
@@ -108,29 +121,29 @@ def check_ops():
             boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0], [5.0, 5.0, 8.0, 8.0]], device=device)
             kept = nms(boxes, torch.tensor([0.5, 0.9, 0.7], device=device), 0.5)[1]
             rois = torch.cat([torch.zeros(3, 1, device=device), boxes], dim=1)
-            # Column x holds x, so that the mean over a box aligned to half pixels is its centre less a half.
+            # Column x has the value x. The mean over an aligned box is therefore the x coordinate of its center - 0.5.
             feature = torch.arange(10.0, device=device).expand(1, 1, 10, 10).contiguous()
             pooled = roi_align(feature, rois[2:], 1, 1.0, 1, 'avg', True).flatten()
             if kept.tolist() != [1, 2] or not torch.allclose(pooled, torch.full_like(pooled, 6.0)):
                 raise RuntimeError(f'wrong results on {device}: nms {kept.tolist()}, RoIAlign {pooled.tolist()}')
-            yield f'RoIAlign and nms run on {device}'
+            yield f'RoIAlign and nms work on {device}'
     except Exception as error:
-        cure = cure_for(error) if missing_package(error) else rebuild_ops()
-        yield Fault(f'the C++ ops of mmcv do not run ({type(error).__name__}: {first_line(error)})', cure)
+        fix = fix_for(error) if missing_package(error) else rebuild_ops()
+        yield Problem(f'the C++ ops of mmcv do not work ({type(error).__name__}: {first_line(error)})', fix)
 
 
-def rebuild_ops():
-    """The command that compiles mmcv's ops against the torch that is installed."""
+def rebuild_ops() -> str:
+    """Returns the command that compiles mmcv's ops against the installed torch."""
     for name in filter(is_installed, ('onedl-mmcv', 'mmcv')):
         return (
             f'pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary {name} '
-            f'{name}=={metadata.version(name)} (10-20 minutes; for a GPU the CUDA toolkit must be there)'
+            f'{name}=={metadata.version(name)} (10-20 minutes; GPU ops need the CUDA toolkit)'
         )
     return MAKE_ENV
 
 
-def check_selective_search():
-    """Whether OpenCV has the selective search that makes proposals."""
+def check_selective_search() -> Iterator[str | Problem]:
+    """Checks whether OpenCV provides selective search, which generates the proposals."""
     try:
         import cv2
         import numpy as np
@@ -138,26 +151,28 @@ def check_selective_search():
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(np.zeros((16, 16, 3), np.uint8))
     except Exception as error:
-        what = f'OpenCV has no selective search, so proposals cannot be made ({first_line(error)})'
-        yield Fault(what, cure_for(error) if missing_package(error) else REINSTALL_OPENCV, fatal=False)
+        description = f'OpenCV has no selective search, so proposals cannot be generated ({first_line(error)})'
+        yield Problem(description, fix_for(error) if missing_package(error) else REINSTALL_OPENCV, fatal=False)
     else:
-        yield 'cv2.ximgproc runs'
+        yield 'cv2.ximgproc works'
 
 
-def check_owners():
-    """Whether one distribution alone owns each package."""
-    count = 0
-    for names in RIVALS:
+def check_conflicts() -> Iterator[str | Problem]:
+    """Checks whether each package is provided by a single distribution."""
+    found = False
+    for names in CONFLICTING_DISTRIBUTIONS:
         installed = [name for name in names if is_installed(name)]
         if len(installed) > 1:
-            count += 1
-            cure = REINSTALL_OPENCV if 'opencv-python' in names else f'{MAKE_ENV} (VENV=a new folder)'
-            yield Fault(f'{" and ".join(installed)} own the same files; the last installed is used', cure, fatal=False)
-    if not count:
-        yield 'one of each package'
+            found = True
+            fix = REINSTALL_OPENCV if 'opencv-python' in names else f'{MAKE_ENV} (VENV=NEW_FOLDER)'
+            description = f'{" and ".join(installed)} install the same files; the one installed last is used'
+            yield Problem(description, fix, fatal=False)
+    if not found:
+        yield 'one distribution per package'
 
 
-def is_installed(distribution):
+def is_installed(distribution: str) -> bool:
+    """Returns whether a distribution is installed."""
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -165,42 +180,42 @@ def is_installed(distribution):
     return True
 
 
-def check_cuda():
-    """Whether there is a GPU, and so SyncBN. None is no fault: then the CPU is used, and BN in the place of SyncBN."""
+def check_cuda() -> Iterator[str | Problem]:
+    """Reports the GPUs. A missing GPU is not a problem: the CPU is used, with BN instead of SyncBN."""
     try:
         import torch
 
         if torch.cuda.is_available():
             name = torch.cuda.get_device_name()
-            yield f'{torch.cuda.device_count()} x {name}, CUDA {torch.version.cuda}; SyncBN usable'
+            yield f'{torch.cuda.device_count()} x {name}, CUDA {torch.version.cuda}; SyncBN available'
         else:
-            built = f'for CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
-            yield f'none usable (torch is built {built}): runs on the CPU, with BN in the place of SyncBN'
+            build = f'with CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
+            yield f'no usable GPU (torch is built {build}): runs on the CPU, with BN instead of SyncBN'
     except Exception as error:
-        yield Fault(f'torch cannot be used ({type(error).__name__}: {first_line(error)})', cure_for(error))
+        yield Problem(f'torch cannot be used ({type(error).__name__}: {first_line(error)})', fix_for(error))
 
 
-def cure_for(error):
-    """What to do about an exception that an import raised."""
+def fix_for(error: Exception) -> str:
+    """Returns how to fix an exception that an import raised."""
     if getattr(error, 'name', None) == 'mmcv._ext':
         return rebuild_ops()
     package = missing_package(error)
     return INSTALL.get(package, f'pip install {package}') if package else MAKE_ENV
 
 
-def missing_package(error):
-    """The top-level package that an import did not find; None if the exception is another."""
+def missing_package(error: Exception) -> str | None:
+    """Returns the top-level package that an import did not find, or None for any other exception."""
     return error.name.partition('.')[0] if isinstance(error, ModuleNotFoundError) and error.name else None
 
 
-def first_line(error):
-    """The first line of an exception's message, without a full stop."""
-    return (str(error).strip().splitlines() or [''])[0].rstrip('.')
+def first_line(error: Exception) -> str:
+    """Returns the first line of an exception's message without the final period."""
+    return single_line(error).rstrip('.')
 
 
-CHECKS = (
-    ('imports', check_hosts),
-    ('installed', check_owners),
+CHECKS: tuple[tuple[str, Callable[[], Iterator[str | Problem]]], ...] = (
+    ('imports', check_upstream),
+    ('distributions', check_conflicts),
     ('mmcv ops', check_ops),
     ('selective search', check_selective_search),
     ('GPU', check_cuda),

@@ -7,8 +7,7 @@ import ccop_mm
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_setup_reads_the_version_that_the_package_tells():
-    # setup.py reads it without importing the package, which needs torch.
+def test_setup_reads_the_version_of_the_package():
     run = subprocess.run(
         [sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True, check=True
     )

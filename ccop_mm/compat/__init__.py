@@ -1,0 +1,40 @@
+"""Patches for upstream libraries, one file per library. No other package refers to upstream versions.
+
+:func:`apply_patches` runs on ``import ccop_mm``. A patch changes nothing if its problem is absent. It may be applied
+repeatedly, before or after the upstream libraries are imported. The docstring of each patch states the problem with the
+versions that have it, the fix, and when the patch can be removed.
+"""
+
+from collections.abc import Callable
+
+from .cpu_config import prepare_config
+from .mmdet import exchange_names_as_json
+from .mmengine import guard_downloads, ignore_config_text_on_resume, initialize_on_cpu, remove_unsafe_fallback
+from .mmselfsup import drop_missing_locations, import_frozen_packages
+from .torch import allow_checkpoint_types, load_address
+from .torchvision import define_torchvision_schemas
+
+__all__ = ['PATCHES', 'apply_patches', 'load_address', 'prepare_config']
+
+#: All patches in the order of application: mmselfsup imports torchvision, and the rest imports mmengine.
+PATCHES: tuple[Callable[[], None], ...] = (
+    define_torchvision_schemas,
+    import_frozen_packages,
+    drop_missing_locations,
+    allow_checkpoint_types,
+    remove_unsafe_fallback,
+    guard_downloads,
+    ignore_config_text_on_resume,
+    initialize_on_cpu,
+    exchange_names_as_json,
+)
+
+
+def apply_patches() -> None:
+    """Applies all patches in :data:`PATCHES`.
+
+    Raises:
+        Exception: An upstream library could not be imported for a reason that no patch handles.
+    """
+    for patch in PATCHES:
+        patch()

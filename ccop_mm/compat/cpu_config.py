@@ -1,0 +1,67 @@
+"""Adaptation of mmengine configs to machines without a GPU."""
+
+from typing import Any
+
+from ccop_mm.compat import mmengine as mmengine_patches
+from ccop_mm.utils.errors import InputError
+
+
+def prepare_config(cfg: Any) -> Any:
+    """Adapts the config of a training or test run to a machine without a GPU, in place.
+
+    SyncBN becomes BN because it fails on the CPU once a process group exists; this is logged. The distributed backend
+    becomes gloo, and DistributedDataParallel gets ``device_ids=None``, because mmengine would pass the index of a GPU.
+    With a GPU the config is not changed.
+
+    Args:
+        cfg (mmengine.Config): Config with all command-line options applied. ``cfg.launcher`` states whether the run is
+            distributed.
+
+    Returns:
+        mmengine.Config: ``cfg``.
+
+    Raises:
+        InputError: ``optim_wrapper`` requests mixed precision, which mmengine only supports on a GPU.
+    """
+    if not mmengine_patches.runs_on_cpu():
+        return cfg
+    from mmengine.logging import print_log
+
+    if str((cfg.get('optim_wrapper') or {}).get('type')).endswith('AmpOptimWrapper'):
+        raise InputError(
+            'AmpOptimWrapper needs a GPU, and no usable GPU was found: drop --amp or run on a machine with a GPU'
+        )
+    count = _replace_sync_bn(cfg.get('model'))
+    if cfg.get('sync_bn'):  # mmengine's option that converts all norm layers of the model
+        cfg.sync_bn = None
+        count += 1
+    if count:
+        print_log(f'SyncBN became BN ({count} x): SyncBN needs a GPU, and no usable GPU was found', logger='current')
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    if cfg.get('launcher', 'none') != 'none':
+        # mmengine passes the first two arguments only if the config has no model_wrapper_cfg.
+        cfg.model_wrapper_cfg = {
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+            'type': 'MMDistributedDataParallel',
+            **(cfg.get('model_wrapper_cfg') or {}),
+            'device_ids': None,
+        }
+    return cfg
+
+
+def _replace_sync_bn(node: Any) -> int:
+    """Replaces SyncBN by BN in a part of a config, in place; returns the number of replacements."""
+    if isinstance(node, (list, tuple)):
+        return sum(map(_replace_sync_bn, node))
+    if not isinstance(node, dict):
+        return 0
+    count = sum(map(_replace_sync_bn, node.values()))
+    scope, dot, name = str(node.get('type')).rpartition('.')
+    if name in ('SyncBN', 'MMSyncBN'):
+        node['type'] = f'{scope}{dot}BN'
+        # Arguments of torch's and mmcv's SyncBatchNorm that BatchNorm does not accept.
+        for argument in ('process_group', 'group', 'stats_mode'):
+            node.pop(argument, None)
+        count += 1
+    return count

@@ -1,0 +1,136 @@
+"""mmengine: checkpoint loading, resuming, and distributed training on the CPU."""
+
+import atexit
+import functools
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ccop_mm.compat.attributes import swap_attribute
+from ccop_mm.compat.torch import load_address, load_weights_only
+
+
+def remove_unsafe_fallback() -> None:
+    """Makes onedl-mmengine's checkpoint loader refuse files that cannot be loaded safely.
+
+    Problem (onedl-mmengine 0.10.12):
+        If ``torch.load(weights_only=True)`` refuses a file, ``_safe_torch_load`` loads it again with
+        ``weights_only=False``, which executes any code in the file. mmengine 0.10.7 lacks this function and uses
+        torch's default.
+
+    Fix:
+        Replace the function by :func:`ccop_mm.compat.torch.load_weights_only`.
+
+    Remove when:
+        onedl-mmengine no longer falls back to ``weights_only=False``.
+    """
+    from mmengine.runner import checkpoint
+
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = load_weights_only
+
+
+def guard_downloads() -> None:
+    """Makes mmengine's loader of remote checkpoints refuse files that cannot be loaded safely.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12):
+        ``https://``, ``torchvision://``, ``open-mmlab://`` and other prefixes all lead to ``load_from_http``, which
+        calls torch's ``load_url`` without ``weights_only``. A downloaded file can therefore execute code.
+
+    Fix:
+        Replace ``load_url`` by :func:`ccop_mm.compat.torch.load_address`.
+
+    Remove when:
+        mmengine passes ``weights_only=True`` and caches downloads under a name that is unique for each URL.
+    """
+    from mmengine.runner import checkpoint
+
+    checkpoint.load_url = load_address
+
+
+def ignore_config_text_on_resume() -> None:
+    """Makes ``Runner.resume`` ignore the config text in a checkpoint.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12):
+        ``Runner.resume`` parses ``meta['config']``, the text of a Python config, by executing it. A checkpoint can
+        therefore execute code although its tensors were loaded safely.
+
+    Fix:
+        Drop the entry before ``resume`` reads it. Nothing is lost: mmengine writes the config to ``meta['cfg']``, and
+        ``resume`` only reads ``gpu_ids`` from ``meta['config']``.
+
+    Remove when:
+        ``Runner.resume`` no longer reads ``meta['config']``.
+    """
+    from mmengine.runner import Runner
+
+    resume = Runner.resume
+    if hasattr(resume, '__wrapped__'):
+        return
+
+    @functools.wraps(resume)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        load = self.load_checkpoint
+
+        def load_without_config(*args: Any, **kwargs: Any) -> Any:
+            checkpoint = load(*args, **kwargs)
+            checkpoint['meta'].pop('config', None)
+            return checkpoint
+
+        self.load_checkpoint = load_without_config
+        try:
+            return resume(self, *args, **kwargs)
+        finally:
+            del self.load_checkpoint  # uncovers the method of the class
+
+    Runner.resume = wrapped
+
+
+def runs_on_cpu() -> bool:
+    """Returns whether mmengine would train on the CPU, i.e. finds neither a GPU nor another accelerator."""
+    from mmengine.device import get_device
+
+    return get_device() == 'cpu'
+
+
+def initialize_on_cpu() -> None:
+    """Makes mmengine's launchers work for processes without a GPU.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12; torch 2.13):
+        ``mmengine.dist.init_dist`` calls ``torch.cuda.set_device`` even if there is no GPU. mmengine also leaves the
+        process group open at exit. gloo's threads then outlive the interpreter, which aborts some processes with
+        ``terminate called without an active exception``.
+
+    Fix:
+        Without a GPU, skip the call, use gloo instead of NCCL, and destroy the process group at exit.
+
+    Remove when:
+        ``init_dist`` supports the CPU and mmengine closes the process group.
+    """
+    from mmengine.dist import utils
+
+    for name in ('_init_dist_pytorch', '_init_dist_slurm', '_init_dist_mpi'):
+        initialize = getattr(utils, name)
+        if not hasattr(initialize, '__wrapped__'):
+            setattr(utils, name, _without_set_device(initialize))
+
+
+def _without_set_device(initialize: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(initialize)
+    def wrapped(backend: str, **kwargs: Any) -> None:
+        if not runs_on_cpu():
+            return initialize(backend, **kwargs)
+        with swap_attribute(torch.cuda, 'set_device', lambda device: None):
+            initialize('gloo' if backend == 'nccl' else backend, **kwargs)
+        atexit.register(_destroy_process_group)
+
+    return wrapped
+
+
+def _destroy_process_group() -> None:
+    """Destroys the process group. gloo joins its threads once the group and all models wrapped for it are freed."""
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
