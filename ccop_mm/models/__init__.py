@@ -1,4 +1,4 @@
-"""The algorithm and its parts."""
+"""The CCOP algorithm and its modules."""
 
 from .box_jitter import SCSBoxJitter
 from .ccop import CCOP

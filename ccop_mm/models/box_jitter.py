@@ -1,4 +1,4 @@
-"""Spatial noise curriculum learning: the noise of Eq. 7, and the transform that owns the curriculum's state."""
+"""Spatial noise curriculum (Sec. 3.3): sampling of the noise of Eq. 7, and the box jitter module."""
 
 import math
 
@@ -7,33 +7,41 @@ from mmcv.transforms import BaseTransform
 from mmselfsup.registry import TRANSFORMS
 from torch import Tensor
 
-from ccop_mm import boxes as box_ops
+from ccop_mm.utils import boxes as box_ops
 
 
 def interpolate(start_end: tuple[float, float], progress: float) -> float:
-    """Linear from the first value at ``progress`` 0 to the second at 1 (Sec. 3.3)."""
+    """Interpolates linearly between the values at ``progress`` 0 and 1 (Sec. 3.3)."""
     start, end = start_end
     return start + (end - start) * progress
 
 
 def _axis_overlap(shift: Tensor, scale: Tensor, anchor: str) -> Tensor:
-    """Length of the overlap of [0, 1] with the same interval after Eq. 7 on one axis; ``scale`` is exp(sw)."""
+    """Overlap of [0, 1] with its image under Eq. 7 on one axis; ``scale`` is exp(sw)."""
     low = shift if anchor == 'top_left' else 0.5 + shift - scale / 2
     return (torch.minimum(low + scale, torch.ones_like(low)) - low.clamp(min=0)).clamp(min=0)
 
 
 def noise_iou(noise: Tensor, anchor: str = 'top_left') -> Tensor:
-    """IoU of a box with its jittered self, ``(...)``: by Eq. 7 the noise ``(..., 4)`` alone decides it, not the box."""
+    """IoU of a box and its jittered version; under Eq. 7 it depends on the noise only, not on the box.
+
+    Args:
+        noise (Tensor): ``(..., 4)``: sx, sy, sw, sh.
+        anchor (str): See :func:`ccop_mm.utils.boxes.jitter`.
+
+    Returns:
+        Tensor: ``(...)``.
+    """
     scale = noise[..., 2:].exp()
     overlap = _axis_overlap(noise[..., :2], scale, anchor).prod(-1)
     return overlap / (1 + scale.prod(-1) - overlap)
 
 
 def _axis_bounds(zeta: float, zeta_wh: float, beta: float, anchor: str) -> tuple[float, float, float]:
-    """The least and greatest shift, and the greatest log scale, that an interval with 1-D IoU >= beta can have.
+    """Bounds (minimum shift, maximum shift, maximum log scale) of noise with a 1-D IoU of at least beta.
 
-    The shorter interval lies in the longer at best, so exp(-|sw|) >= beta. The shift bounds follow from the overlap
-    being at most 1 - s for a shift to the right, and from the longer interval holding both for a shift to the left.
+    The IoU of two intervals is at most the ratio of their lengths, so exp(-|sw|) >= beta. After a shift s > 0 the
+    overlap is at most 1 - s, and after s < 0 the union is at least 1 + |s|.
     """
     scale = min(zeta_wh, -math.log(beta)) if beta > 0 else zeta_wh
     if anchor == 'center' or beta <= 0:
@@ -41,14 +49,16 @@ def _axis_bounds(zeta: float, zeta_wh: float, beta: float, anchor: str) -> tuple
     return -min(zeta, 1 / beta - 1), min(zeta, 1 - beta), scale
 
 
-def _axis_noise(count: int, bounds: tuple[float, float, float], beta: float, anchor: str, generator) -> Tensor:
-    """What is left of ``count`` uniform draws (shift, log scale) within bounds, given a 1-D IoU >= beta: (M, 2)."""
+def _axis_noise(
+    count: int, bounds: tuple[float, float, float], beta: float, anchor: str, generator: torch.Generator | None
+) -> Tensor:
+    """Samples ``count`` pairs (shift, log scale) uniformly; returns those with a 1-D IoU >= beta, ``(M, 2)``."""
     low, high, scale = bounds
-    draws = torch.rand(count, 2, generator=generator)
-    draws = draws * draws.new_tensor([high - low, 2 * scale]) + draws.new_tensor([low, -scale])
-    grown = draws[:, 1].exp()
-    overlap = _axis_overlap(draws[:, 0], grown, anchor)
-    return draws[overlap >= beta * (1 + grown - overlap)]
+    samples = torch.rand(count, 2, generator=generator)
+    samples = samples * samples.new_tensor([high - low, 2 * scale]) + samples.new_tensor([low, -scale])
+    length = samples[:, 1].exp()
+    overlap = _axis_overlap(samples[:, 0], length, anchor)
+    return samples[overlap >= beta * (1 + length - overlap)]
 
 
 def valid_noise(
@@ -59,32 +69,31 @@ def valid_noise(
     anchor: str = 'top_left',
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, float]:
-    """Independent draws of Eq. 7's noise, exactly uniform on (-zeta, zeta) conditioned on an IoU of at least beta.
+    """Samples the noise of Eq. 7: independent, uniform on (-zeta, zeta), conditioned on an IoU of at least beta.
 
-    Plain rejection accepts 1.4 % of the paper's draws at t = 0. This draws from a smaller set that holds all accepted
-    noise, and rejects there, so the distribution is the same: IoU >= beta implies that the 1-D IoU on each axis is at
-    least beta, the two axes are independent before the last rejection, and each axis's own rejection is cheap.
+    Plain rejection sampling accepts 1.4 % of the paper's samples at t = 0. Here samples come from a smaller set that
+    contains all accepted noise, which leaves the distribution unchanged: IoU >= beta implies a 1-D IoU of at least beta
+    on each axis, so each axis is rejected separately before the joint rejection.
 
     Args:
-        count (int): How many, for all objects and all candidates of a step together.
-        zeta (float): Half width of the range of sx and sy; of sw and sh too unless ``zeta_wh`` is given.
+        count (int): Number of samples, for all candidates of all objects of a step.
+        zeta (float): Half width of the range of sx and sy, and of sw and sh unless ``zeta_wh`` is given.
         beta (float): IoU floor, below 1.
         zeta_wh (float, optional): Half width of the range of sw and sh.
-        anchor (str): See :func:`ccop_mm.boxes.jitter`.
-        generator (torch.Generator, optional): On the CPU; the global one by default.
+        anchor (str): See :func:`ccop_mm.utils.boxes.jitter`.
+        generator (torch.Generator, optional): CPU generator; the global one by default.
 
     Returns:
-        tuple[Tensor, float]: ``(count, 4)`` float32 noise ``(sx, sy, sw, sh)``, and an estimate of the share of plain
-            draws
-        that would have been accepted (0 if ``count`` is 0).
+        tuple[Tensor, float]: ``(count, 4)`` float32 noise (sx, sy, sw, sh), and the estimated acceptance rate of plain
+        rejection sampling (0 if ``count`` is 0).
     """
     zeta_wh = zeta if zeta_wh is None else zeta_wh
     bounds = _axis_bounds(zeta, zeta_wh, beta, anchor)
     low, high, scale = bounds
-    # Share of plain draws of (shift, log scale) that fall within the bounds, on one axis.
+    # Probability that a plain sample of (shift, log scale) falls within the bounds, on one axis.
     within = (high - low) * 2 * scale / (4 * zeta * zeta_wh) if zeta and zeta_wh else 1.0
-    accepted, have, tried, axis_kept, axis_drawn = [], 0, 0, 0, 0
-    rate = 0.1  # accepted per drawn: a guess for the first round, the measured rate after it
+    accepted, have, tried, axis_kept, axis_sampled = [], 0, 0, 0, 0
+    rate = 0.1  # acceptance rate: a guess for the first round, then measured
     while have < count:
         size = 2 * (int((count - have) / rate * 1.2) + 64)
         pairs = _axis_noise(size, bounds, beta, anchor, generator)
@@ -94,30 +103,31 @@ def valid_noise(
         noise = noise[noise_iou(noise, anchor) >= beta]
         accepted.append(noise)
         have, tried = have + len(noise), tried + half
-        axis_kept, axis_drawn = axis_kept + len(pairs), axis_drawn + size
-        rate = max(2 * have / axis_drawn, 1e-4)
+        axis_kept, axis_sampled = axis_kept + len(pairs), axis_sampled + size
+        rate = max(2 * have / axis_sampled, 1e-4)
     noise = torch.cat(accepted)[:count] if accepted else torch.zeros(0, 4)
-    acceptance = (within * axis_kept / axis_drawn) ** 2 * have / tried if tried else 0.0
+    acceptance = (within * axis_kept / axis_sampled) ** 2 * have / tried if tried else 0.0
     return noise, acceptance
 
 
 @TRANSFORMS.register_module()
 class SCSBoxJitter(BaseTransform):
-    """Jittered copies of boxes, the more daring the further training has come (Sec. 3.3, Eq. 7).
+    """Jitters boxes with the noise of the spatial curriculum (Sec. 3.3, Eq. 7).
 
-    CCOP owns it as ``model.box_jitter`` and :class:`ccop_mm.engine.SpatialCurriculumHook` sets ``progress``. It works
-    on the CPU, where boxes come from, so that a training step needs no host-device sync for it. Used as a transform it
-    adds ``jittered_boxes (N, J, 4)`` and ``jittered_valid (N, J)`` for the results' ``proposals (N, 4)``, for pictures.
+    SCS stands for Spatial Curriculum Selection, the paper's name of the module. CCOP owns it as ``model.box_jitter``,
+    and :class:`ccop_mm.engine.SpatialCurriculumHook` sets ``progress``. It works on the CPU, where boxes are, so a
+    training step needs no host-device synchronization for it. As a transform, for figures, it adds ``jittered_boxes (N,
+    J, 4)`` and ``jittered_valid (N, J)`` for ``results['proposals'] (N, 4)``.
 
     Args:
-        num_jitter (int): Candidates per box, J. The paper does not give it; 10 is what the authors' code uses.
+        num_jitter (int): J, candidates per box. Not given in the paper; 10 in the authors' code.
         noise (tuple[float, float]): zeta at t = 0 and t = 1 (Sec. 3.3: 0.3 and 1.0).
-        min_iou (tuple[float, float]): beta at t = 0 and t = 1 (Sec. 3.3: 0.8 and 0.3).
-        anchor (str): ``'top_left'`` (the paper) or ``'center'`` (the authors' code).
-        include_original (bool): Add the unjittered box as a last candidate, always valid (the authors' code).
-        redraw (bool): True: draw until every candidate is valid. False: J plain draws, those below the floor masked
-            (the authors' code).
-        noise_wh (tuple[float, float], optional): Own range for sw and sh; ``noise`` serves all four by default.
+        min_iou (tuple[float, float]): beta, the IoU floor, at t = 0 and t = 1 (Sec. 3.3: 0.8 and 0.3).
+        anchor (str): ``'top_left'`` (paper) or ``'center'`` (authors' code).
+        include_original (bool): Append the unjittered box as an always valid candidate (authors' code).
+        redraw (bool): True: resample until every candidate is valid. False: sample J candidates and mark those below
+            the IoU floor as invalid (authors' code).
+        noise_wh (tuple[float, float], optional): zeta for sw and sh; ``noise`` by default.
     """
 
     def __init__(
@@ -144,31 +154,31 @@ class SCSBoxJitter(BaseTransform):
         self.redraw = redraw
         self.noise_wh = tuple(noise_wh) if noise_wh is not None else self.noise
         self.progress = 0.0
-        #: Share of plain draws that reach the IoU floor, as of the last call, for the log; None before the first.
+        #: Acceptance rate of plain sampling in the last call, for the log; None before the first call.
         self.acceptance: float | None = None
 
     @property
     def zeta(self) -> float:
-        """The present half width of sx and sy's range."""
+        """Current half width of the range of sx and sy."""
         return interpolate(self.noise, self.progress)
 
     @property
     def beta(self) -> float:
-        """The present IoU floor."""
+        """Current IoU floor."""
         return interpolate(self.min_iou, self.progress)
 
     def jitter(
         self, boxes: Tensor, img_shape: tuple[int, int], generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws candidates for all boxes at once.
+        """Samples candidates for all boxes.
 
         Args:
-            boxes (Tensor): ``(N, 4)`` on the CPU.
+            boxes (Tensor): ``(N, 4)`` xyxy in pixels, on the CPU.
             img_shape (tuple[int, int]): ``(height, width)``; candidates are clipped to it.
-            generator (torch.Generator, optional): On the CPU.
+            generator (torch.Generator, optional): CPU generator; the global one by default.
 
         Returns:
-            tuple[Tensor, Tensor]: Candidates ``(N, J', 4)`` and their validity ``(N, J')``; J' = J, plus 1 with
+            tuple[Tensor, Tensor]: Candidates ``(N, J', 4)`` and their validity ``(N, J')`` bool; J' is J, plus 1 with
             ``include_original``. A box without area inside the image has no valid candidate.
         """
         count = len(boxes)
@@ -194,7 +204,7 @@ class SCSBoxJitter(BaseTransform):
         return candidates, valid & in_view[:, None] & (box_ops.area(candidates) > 0)
 
     def transform(self, results: dict) -> dict:
-        """Adds candidates of ``results['proposals']``, at the present progress."""
+        """Adds candidates of ``results['proposals']`` at the current progress."""
         boxes = torch.as_tensor(results['proposals'])
         results['jittered_boxes'], results['jittered_valid'] = self.jitter(boxes, results['img'].shape[:2])
         return results

@@ -1,9 +1,10 @@
-"""Which images share batch statistics in the key encoder, and how embeddings find their way back.
+"""Assignment of key images to batch-statistics groups, and un-shuffling of their embeddings.
 
-A positive pair whose two images were normalized by the same statistics can be told by them (MoCo, Sec. 3.3). So the key
-encoder's batches are composed differently from the query encoder's: across ranks where there are several, across groups
-of one rank's batch where there is one. Images move together with their candidate boxes, and only embeddings of 128
-numbers come back; feature maps stay where they are.
+If the two images of a positive pair are normalized by the same batch statistics, those statistics reveal the pair (He
+et al., *Momentum Contrast*, CVPR 2020, Sec. 3.3: shuffling BN). The key encoder's batches are therefore composed
+differently from the query encoder's: across ranks if there are several, across groups of the batch in a single process.
+Images move together with their candidate boxes, and only embeddings are returned to the original order, not feature
+maps.
 """
 
 from dataclasses import dataclass
@@ -17,40 +18,45 @@ KEY_BATCHES = ('auto', 'shuffle', 'split', 'sync', 'none')
 
 
 def group_sizes(batch_size: int, bn_group: int = 32) -> list[int]:
-    """Images per group of batch statistics in one process: ``max(2, B // bn_group)`` groups, the first ones larger by
-    one.
+    """Splits the batch of one process into ``max(2, B // bn_group)`` groups with separate batch statistics.
 
     Args:
         batch_size (int): B, at least 1.
-        bn_group (int): Images per group to aim for; 32 is the paper's batch per GPU.
+        bn_group (int): Target number of images per group; 32 is the paper's batch size per GPU.
+
+    Returns:
+        list[int]: Images per group; sizes differ by at most 1, larger groups first.
     """
     groups = min(max(2, batch_size // bn_group), batch_size)
     return [batch_size // groups + (index < batch_size % groups) for index in range(groups)]
 
 
-def _host_group():
-    """A process group for tensors on the CPU; boxes are exchanged there, since the host must know their numbers."""
+def _cpu_group() -> torch_dist.ProcessGroup | None:
+    """Returns a process group for CPU tensors: boxes are exchanged there because the host must know their number."""
     if torch_dist.get_backend() == 'gloo':
         return None
-    if not hasattr(_host_group, 'group'):
-        _host_group.group = torch_dist.new_group(backend='gloo')
-    return _host_group.group
+    if not hasattr(_cpu_group, 'group'):
+        _cpu_group.group = torch_dist.new_group(backend='gloo')
+    return _cpu_group.group
 
 
-def _all_gather(tensor: Tensor, group=None) -> Tensor:
-    """Equal-shaped tensors of all ranks: ``(world, ...)``."""
+def _all_gather(tensor: Tensor, group: torch_dist.ProcessGroup | None = None) -> Tensor:
+    """Stacks tensors of equal shape from all ranks: ``(world, ...)``."""
     parts = [torch.empty_like(tensor) for _ in range(get_world_size())]
     torch_dist.all_gather(parts, tensor.contiguous(), group=group)
     return torch.stack(parts)
 
 
-def gather_rows(rows: Tensor, counts: list[int], group=None) -> Tensor:
-    """The rows of all ranks in the order of the ranks, ``(sum(counts), ...)``.
+def gather_rows(rows: Tensor, counts: list[int], group: torch_dist.ProcessGroup | None = None) -> Tensor:
+    """Concatenates the rows of all ranks in rank order.
 
     Args:
-        rows (Tensor): This rank's ``(counts[rank], ...)``.
-        counts (list[int]): Rows on every rank.
-        group (optional): The process group; the default one unless given.
+        rows (Tensor): ``(counts[rank], ...)``, the rows of this rank.
+        counts (list[int]): Number of rows on every rank.
+        group (ProcessGroup, optional): Process group; the default group if None.
+
+    Returns:
+        Tensor: ``(sum(counts), ...)``.
     """
     if len(counts) == 1:
         return rows
@@ -61,19 +67,19 @@ def gather_rows(rows: Tensor, counts: list[int], group=None) -> Tensor:
 
 @dataclass
 class KeyPlan:
-    """One step's assignment of key images to ranks and groups. It is made on the CPU.
+    """Assignment of key images to ranks and groups for one step, computed on the CPU.
 
-    The three tensors that the methods index with (``images``, ``image_restore``, ``object_restore``) may be put on the
-    device; else the methods copy them.
+    The methods index with ``images``, ``image_restore`` and ``object_restore``, and copy them to the device unless they
+    are there already.
 
     Attributes:
         boxes (Tensor): ``(M, J, 4)``, candidate boxes of the images that this rank encodes.
-        valid (Tensor): ``(M, J)`` bool, which of them count: no other needs an embedding.
-        batch_index (Tensor): ``(M,)``, the place of each one's image in what :meth:`take_images` returns.
-        sizes (list[int]): Images per group of batch statistics, in that order.
-        images (Tensor): ``(B,)``, which images of all ranks' batches this rank encodes.
-        image_restore (Tensor): ``(B,)``, where this rank's own images are among all ranks' results.
-        object_restore (Tensor): ``(N,)``, where this rank's own objects are among all ranks' results.
+        valid (Tensor): ``(M, J)`` bool, the candidates to embed.
+        batch_index (Tensor): ``(M,)``, index of each object's image in the result of :meth:`take_images`.
+        sizes (list[int]): Images per group of batch statistics, in the order of :meth:`take_images`.
+        images (Tensor): ``(B,)``, indices of the images that this rank encodes, among the batches of all ranks.
+        image_restore (Tensor): ``(B,)``, indices of this rank's images among the results of all ranks.
+        object_restore (Tensor): ``(N,)``, indices of this rank's objects among the results of all ranks.
         encoded_counts (list[int]): M of every rank.
         object_counts (list[int]): N of every rank.
         exchange (bool): Whether images move between ranks.
@@ -91,22 +97,22 @@ class KeyPlan:
     exchange: bool
 
     def take_images(self, images: Tensor) -> Tensor:
-        """The images ``(B, ...)`` that this rank encodes, from all ranks' batches."""
+        """Returns the images ``(B, ...)`` that this rank encodes, gathered from the batches of all ranks."""
         if self.exchange:
             device = images.device.type
-            if torch.is_autocast_enabled(device):  # the first convolution would round them so anyway: half the bytes
+            if torch.is_autocast_enabled(device):  # the first convolution casts them anyway; this halves the bytes sent
                 images = images.to(torch.get_autocast_dtype(device))
             images = _all_gather(images).flatten(0, 1)  # (world, B, ...) -> (world * B, ...)
         return images[self.images.to(images.device, non_blocking=True)]
 
     def restore_images(self, embeddings: Tensor) -> Tensor:
-        """``(B, D)`` in the order of :meth:`take_images` -> ``(B, D)`` in the order of this rank's own batch."""
+        """Un-shuffles image embeddings: ``(B, D)`` as encoded -> ``(B, D)`` in the order of this rank's batch."""
         if self.exchange:
             embeddings = _all_gather(embeddings).flatten(0, 1)
         return embeddings[self.image_restore.to(embeddings.device, non_blocking=True)]
 
     def restore_objects(self, embeddings: Tensor) -> Tensor:
-        """``(M, ...)`` in the order of ``boxes`` -> ``(N, ...)`` in the order of this rank's own objects."""
+        """Un-shuffles object embeddings: ``(M, ...)`` as encoded -> ``(N, ...)`` in the order of this rank's batch."""
         if not self.exchange:
             return embeddings
         embeddings = gather_rows(embeddings, self.encoded_counts)
@@ -122,18 +128,23 @@ def plan_keys(
     bn_group: int = 32,
     valid: Tensor | None = None,
 ) -> KeyPlan:
-    """Draws one step's plan. Every rank must call it with the same ``step``, and with the same ``batch_size``.
+    """Assigns the key images of one step to ranks and groups.
+
+    All ranks must call it with the same ``step`` and ``batch_size``.
 
     Args:
-        boxes (Tensor): ``(N, J, 4)``, this rank's candidate boxes, on the CPU; N may differ between ranks and be 0.
+        boxes (Tensor): ``(N, J, 4)``, candidate boxes of this rank, on the CPU; N may differ between ranks and be 0.
         batch_index (Tensor): ``(N,)`` long, the image of each object.
         batch_size (int): B, images per rank.
-        mode (str): ``'auto'``: ``'shuffle'`` with several ranks, ``'split'`` with one. ``'shuffle'``: images move
-            between ranks at random. ``'split'``: they move between groups of this rank's batch. ``'sync'``: neither,
-            for models whose norm layers are SyncBN: then all ranks' images share statistics. ``'none'``: neither.
-        step (int): Seeds the permutation, so that all ranks draw the same one without a message.
+        mode (str): ``'shuffle'``: images move randomly between ranks. ``'split'``: images move randomly between groups
+            of this rank's batch. ``'auto'``: ``'shuffle'`` with several ranks, ``'split'`` with one. ``'sync'``: images
+            stay in place; all ranks share statistics (SyncBN). ``'none'``: images stay in place.
+        step (int): Seed of the permutation, so that all ranks compute the same one without communication.
         bn_group (int): See :func:`group_sizes`.
-        valid (Tensor, optional): ``(N, J)`` bool, which candidates count; all by default.
+        valid (Tensor, optional): ``(N, J)`` bool, the candidates to embed; all by default.
+
+    Returns:
+        KeyPlan: The plan of this rank.
     """
     if valid is None:
         valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
@@ -141,23 +152,23 @@ def plan_keys(
     if mode == 'auto':
         mode = 'shuffle' if world > 1 else 'split'
     exchange = mode == 'shuffle' and world > 1
-    # Rank-local modes run the same arithmetic in a world of one.
+    # Modes without exchange use the same arithmetic with a world size of 1.
     ranks, mine = (world, rank) if exchange else (1, 0)
     order = torch.arange(ranks * batch_size)
     if mode in ('shuffle', 'split'):
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(step))
-    place = order.argsort()  # where each image of all batches is encoded
+    place = order.argsort()  # position at which each image of all batches is encoded
 
     own_counts = [len(boxes)] * world
     if world > 1:
-        own_counts = _all_gather(torch.tensor([len(boxes)]), _host_group()).flatten().tolist()
+        own_counts = _all_gather(torch.tensor([len(boxes)]), _cpu_group()).flatten().tolist()
     image = batch_index
     if exchange:
-        image = gather_rows(batch_index + rank * batch_size, own_counts, _host_group())
-        # (N, J, 4) and (N, J) -> (N, J, 5): one message
-        rows = gather_rows(torch.cat([boxes, valid[..., None].to(boxes)], dim=2), own_counts, _host_group())
+        image = gather_rows(batch_index + rank * batch_size, own_counts, _cpu_group())
+        # (N, J, 4) and (N, J) -> (N, J, 5): one collective call
+        rows = gather_rows(torch.cat([boxes, valid[..., None].to(boxes)], dim=2), own_counts, _cpu_group())
         boxes, valid = rows[..., :4], rows[..., 4] > 0
-    encoder = place[image] // batch_size  # (objects,): the rank that encodes each
+    encoder = place[image] // batch_size  # (objects,): rank that encodes each
     by_encoder = encoder.argsort(stable=True)
     own_start = sum(own_counts[:rank]) if exchange else 0
     return KeyPlan(

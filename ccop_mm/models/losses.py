@@ -1,30 +1,30 @@
-"""The three losses of CCOP as functions of tensors."""
+"""The losses of CCOP as pure functions of tensors (Eq. 1 and 3)."""
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from ccop_mm import boxes as box_ops
+from ccop_mm.utils import boxes as box_ops
 
-#: Logits that exist at once unless told otherwise: 64 MB in float32, 256 rows against the paper's queue.
+#: Default number of logits per block: 64 MB in float32, 256 rows with the paper's queue.
 CHUNK_LOGITS = 2**24
 
 
 def info_nce(
     query: Tensor, keys: Tensor, queue: Tensor, temperature: float = 0.2, chunk_size: int | None = None
 ) -> Tensor:
-    """Eq. 1 for each row: ``-log(exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)))``.
+    """Computes InfoNCE (Eq. 1) for each row.
 
-    The gradient (Eq. 5: the softmax's weights times the keys, less the positive) is worked out with the loss, some rows
-    at a time, so that neither logits nor queue are kept for backward. All N x K logits of 256 photos of 12 objects
-    would be 0.8 GB in float32, several times over; and the queue may change in place as soon as this returns.
+    ``-log(exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)))``. The gradient (Eq. 5) is computed in
+    the forward pass, block by block, so that neither the N x K logits nor the queue are kept for the backward pass, and
+    the queue may be modified in place afterwards.
 
     Args:
         query (Tensor): ``(N, D)``, L2-normalized; N may be 0.
-        keys (Tensor): ``(N, D)``, the positive of each row, L2-normalized. A constant: it gets no gradient.
-        queue (Tensor): ``(D, K)``, the negatives, which all rows share. A constant.
-        temperature (float): T; the paper uses 0.2.
-        chunk_size (int, optional): Rows whose logits exist at once; as many as make 64 MB by default.
+        keys (Tensor): ``(N, D)``, L2-normalized, the positive of each row; gets no gradient.
+        queue (Tensor): ``(D, K)``, the negatives shared by all rows; gets no gradient.
+        temperature (float): T; 0.2 in the paper.
+        chunk_size (int, optional): Rows per block of logits; by default blocks have 2^24 logits (64 MB in float32).
 
     Returns:
         Tensor: ``(N,)`` losses, differentiable once.
@@ -38,13 +38,15 @@ class _InfoNCE(torch.autograd.Function):
     """See :func:`info_nce`."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, keys: Tensor, queue: Tensor, temperature: float, chunk_size: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, query: Tensor, keys: Tensor, queue: Tensor, temperature: float, chunk_size: int
+    ) -> Tensor:
         losses, gradients = [], []
         for rows, positives in zip(query.split(chunk_size), keys.split(chunk_size), strict=True):
             scaled = rows / temperature
             positive = (scaled * positives).sum(1, keepdim=True)  # (n, 1)
             logits = scaled @ queue  # (n, K)
-            # In place: softmax's weights before their division by the sum; the greatest logit keeps exp in range.
+            # Unnormalized softmax weights, in place; subtracting the largest logit avoids overflow.
             top = torch.maximum(logits.amax(1, keepdim=True), positive)
             weights, own = logits.sub_(top).exp_(), (positive - top).exp()
             total = weights.sum(1, keepdim=True) + own
@@ -57,44 +59,53 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
         return grad_losses[:, None] * gradients, None, None, None, None
 
 
 def disjoint_pairs(boxes: Tensor, batch_index: Tensor, iou_thr: float = 0.05) -> Tensor:
-    """Which ordered pairs i != j are of one image and (nearly) do not overlap (Eq. 3): ``(N, N)`` bool.
+    """Finds the ordered pairs i != j of objects in one image whose boxes do not (or barely) overlap (Eq. 3).
 
     Args:
-        boxes (Tensor): ``(N, 4)``; a box without area is in no pair.
+        boxes (Tensor): ``(N, 4)`` xyxy; a box without area belongs to no pair.
         batch_index (Tensor): ``(N,)``, the image of each box.
-        iou_thr (float): A pair's IoU must be below it; the paper uses 0.05.
+        iou_thr (float): Upper bound (exclusive) of the IoU of a pair; 0.05 in the paper.
+
+    Returns:
+        Tensor: ``(N, N)`` bool.
     """
     same_image = batch_index[:, None] == batch_index[None]
-    real = box_ops.area(boxes) > 0
-    pairs = same_image & (box_ops.pairwise_iou(boxes, boxes) < iou_thr) & real[:, None] & real[None]
+    has_area = box_ops.area(boxes) > 0
+    pairs = same_image & (box_ops.pairwise_iou(boxes, boxes) < iou_thr) & has_area[:, None] & has_area[None]
     return pairs.fill_diagonal_(False)
 
 
 def intra_image_hinge(embeddings: Tensor, pairs: Tensor, alpha: float = 0.4) -> Tensor:
-    """Eq. 3's sum: over the pairs, ``max(z_i . z_j - alpha, 0)``. A scalar; divide it by the number of pairs.
+    """Sums ``max(z_i . z_j - alpha, 0)`` over the pairs (numerator of Eq. 3).
 
     Args:
         embeddings (Tensor): ``(N, D)``, L2-normalized query embeddings.
         pairs (Tensor): ``(N, N)`` bool.
-        alpha (float): The margin; the paper uses 0.4.
+        alpha (float): Margin; 0.4 in the paper.
+
+    Returns:
+        Tensor: A scalar.
     """
     return ((embeddings @ embeddings.T - alpha).clamp(min=0) * pairs).sum()
 
 
 def intra_image_triplet(embeddings: Tensor, keys: Tensor, pairs: Tensor, alpha: float = 0.4) -> Tensor:
-    """The authors' code in place of Eq. 3: over the pairs, ``max(q_i . k_j - q_j . k_j + alpha, 0)``. A scalar sum.
+    """Sums ``max(q_i . k_j - q_j . k_j + alpha, 0)`` over the pairs (the authors' code, in place of Eq. 3).
 
     Args:
         embeddings (Tensor): ``(N, D)``, L2-normalized query embeddings.
         keys (Tensor): ``(N, D)``, L2-normalized key embeddings of the unjittered boxes.
         pairs (Tensor): ``(N, N)`` bool.
-        alpha (float): The margin; the authors' code uses 0.4.
+        alpha (float): Margin; 0.4 in the authors' code.
+
+    Returns:
+        Tensor: A scalar.
     """
     similarity = embeddings @ keys.T  # (N, N), row i: q_i against every k_j
     return ((similarity - similarity.diagonal() + alpha).clamp(min=0) * pairs).sum()

@@ -1,4 +1,4 @@
-"""The key encoder: a moving average of the query encoder."""
+"""Key encoder: exponential moving average of the query encoder."""
 
 import copy
 
@@ -7,33 +7,35 @@ from torch import Tensor, nn
 
 
 class MomentumEncoder(nn.Module):
-    """Copies of modules that follow them slowly (Eq. 2: ``key = m * key + (1 - m) * query``).
+    """Copies of modules that are updated by an exponential moving average.
 
-    The first update copies the query's weights, for they are initialized after construction; a loaded checkpoint that
-    held key weights has its step counter beside them, so nothing is copied then. Buffers (the running statistics of
-    batch normalization) are copied at every update, as in mmselfsup's MoCo.
+    Eq. 2: ``key = m * key + (1 - m) * query``.
+
+    The first update copies the query weights, because these are initialized after construction. A checkpoint contains
+    the step counter along with the key weights, so that nothing is copied after resuming. Buffers, such as the running
+    statistics of batch normalization, are copied in every update, as in mmselfsup's MoCo.
 
     Args:
-        modules (dict[str, nn.Module]): The query's modules; each becomes an attribute of the same name.
-        momentum (float): m; the paper uses 0.999.
+        modules (dict[str, nn.Module]): Modules of the query encoder. Each copy is registered under the same name.
+        momentum (float): Momentum m. The paper uses 0.999.
     """
 
     def __init__(self, modules: dict[str, nn.Module], momentum: float = 0.999) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise ValueError(f'momentum must lie in [0, 1], got {momentum}')
+            raise ValueError(f'momentum must be in [0, 1], got {momentum}')
         self.momentum = momentum
-        #: Updates so far, over the whole training. A plain int: reading it never waits for the device.
+        #: Number of updates since the start of training. A plain int, so that reading it requires no synchronization.
         self.steps = 0
         for name, module in modules.items():
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
 
     @torch.no_grad()
     def update(self, modules: dict[str, nn.Module]) -> None:
-        """One step of Eq. 2, in a few fused calls for all parameters.
+        """Updates all parameters by Eq. 2 and copies all buffers.
 
         Args:
-            modules (dict[str, nn.Module]): The query's modules, under the names given at construction.
+            modules (dict[str, nn.Module]): Modules of the query encoder, with the names given to the constructor.
         """
         keys, queries, key_buffers, query_buffers = [], [], [], []
         for name, module in modules.items():
@@ -50,11 +52,11 @@ class MomentumEncoder(nn.Module):
         self.steps += 1
 
     def get_extra_state(self) -> Tensor:
-        """The step counter, saved with the weights."""
+        """Returns the step counter, which is saved with the weights."""
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Takes the step counter of a checkpoint."""
+        """Restores the step counter from a checkpoint."""
         self.steps = int(state)
 
     def extra_repr(self) -> str:

@@ -1,13 +1,13 @@
-"""Boxes to features: RoIAlign on the pyramid level that fits each box."""
+"""RoIAlign of object boxes, each on the pyramid level that matches its size."""
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 from torch import Tensor, nn
 
-from ccop_mm import boxes as box_ops
-from ccop_mm.models.roi_align import roi_align_on_cpu
+from ccop_mm.utils import boxes as box_ops
 
 
 @dataclass
@@ -15,9 +15,9 @@ class RoIs:
     """Boxes sorted by pyramid level, ready for pooling.
 
     Attributes:
-        rows (Tensor): ``(M, 5)``: image index and box, sorted by level.
-        order (Tensor): ``(M,)`` long: the original row of each sorted one.
-        counts (list[int]): Number of boxes on each level.
+        rows (Tensor): ``(M, 5)``: image index and xyxy box, sorted by level.
+        order (Tensor): ``(M,)`` long: index of each sorted box before sorting.
+        counts (list[int]): Number of boxes per level.
     """
 
     rows: Tensor
@@ -25,28 +25,29 @@ class RoIs:
     counts: list[int]
 
     def split(self, size: int) -> list['RoIs']:
-        """Parts of at most ``size`` boxes; one without boxes if there are none."""
+        """Splits into parts of at most ``size`` boxes; without boxes the result is one empty part."""
         parts = []
         for start in range(0, max(len(self.rows), 1), size):
-            stop, counts, begin = min(start + size, len(self.rows)), [], 0
-            for count in self.counts:  # this level's boxes are rows begin to begin + count
-                counts.append(max(min(begin + count, stop) - max(begin, start), 0))
-                begin += count
+            stop, counts, level_start = min(start + size, len(self.rows)), [], 0
+            for count in self.counts:
+                level_stop = level_start + count  # the boxes of this level are rows level_start to level_stop
+                counts.append(max(min(level_stop, stop) - max(level_start, start), 0))
+                level_start = level_stop
             parts.append(RoIs(self.rows[start:stop], self.order[start:stop], counts))
         return parts
 
 
 class ObjectPool(nn.Module):
-    """RoIAlign 7x7 for all boxes of a batch, one call per pyramid level.
+    """RoIAlign of all boxes of a batch with one call per pyramid level.
 
-    ``layers`` are mmcv's; a CPU takes :func:`ccop_mm.models.roi_align.roi_align_on_cpu` in their place, which does what
-    they are set to do.
+    On a GPU ``layers``, mmcv's ``RoIAlign``, are called. On a CPU :func:`roi_align_on_cpu` computes the same result.
 
     Args:
-        strides (tuple[int, ...]): Pixels per cell of each level; P2 to P5 by default.
-        level_sides (tuple[float, ...]): Largest box side, sqrt(area) in pixels, of every level but the last. The paper
-            says "by size"; 48, 96 and 192 are the thresholds of the authors' code.
-        output_size (int): Cells per side; the paper uses 7.
+        strides (tuple[int, ...]): Stride of each level in pixels; P2 to P5 by default.
+        level_sides (tuple[float, ...]): Maximum box size, sqrt(area) in pixels, of every level except the last. The
+            paper only states that levels are assigned by size; 48, 96 and 192 are the thresholds of the reference
+            implementation.
+        output_size (int): Number of bins per side. The paper uses 7.
     """
 
     def __init__(
@@ -57,24 +58,37 @@ class ObjectPool(nn.Module):
     ) -> None:
         super().__init__()
         if len(level_sides) != len(strides) - 1 or sorted(level_sides) != list(level_sides):
-            raise ValueError(f'{len(strides)} levels need {len(strides) - 1} rising level_sides, got {level_sides}')
+            raise ValueError(
+                f'level_sides must contain {len(strides) - 1} ascending values for {len(strides)} levels, '
+                f'got {level_sides}'
+            )
         self.output_size = output_size
         self.level_sides = tuple(float(side) for side in level_sides)
-        # sampling_ratio=0: as many samples as the cell covers; aligned: no half-pixel shift (detectron2, mmdet).
+        # sampling_ratio=0: one sample per covered cell. aligned=True: no half-pixel shift, as in detectron2 and mmdet.
         self.layers = nn.ModuleList(
             RoIAlign(output_size, spatial_scale=1 / stride, sampling_ratio=0, aligned=True) for stride in strides
         )
 
     def levels(self, boxes: Tensor) -> Tensor:
-        """The level index of each box ``(M, 4)``; a side equal to a threshold belongs to the finer level: ``(M,)``."""
+        """Assigns boxes to pyramid levels; a size equal to a threshold belongs to the finer level.
+
+        Args:
+            boxes (Tensor): ``(M, 4)`` in pixels of the network input.
+
+        Returns:
+            Tensor: ``(M,)`` long, level indices.
+        """
         return torch.bucketize(box_ops.area(boxes).sqrt(), boxes.new_tensor(self.level_sides))
 
     def plan(self, boxes: Tensor, batch_index: Tensor) -> RoIs:
-        """Sorts boxes by level. Call it on the CPU: the number of boxes of each level must be known to the host.
+        """Sorts boxes by level. On a GPU this would synchronize, because the counts per level are needed on the host.
 
         Args:
-            boxes (Tensor): ``(M, 4)`` in pixels of the network's input; M may be 0.
-            batch_index (Tensor): ``(M,)``, the image of each box.
+            boxes (Tensor): ``(M, 4)`` in pixels of the network input, on the CPU. M may be 0.
+            batch_index (Tensor): ``(M,)``, image of each box.
+
+        Returns:
+            RoIs: The sorted boxes.
         """
         levels = self.levels(boxes)
         order = levels.argsort(stable=True)
@@ -84,43 +98,128 @@ class ObjectPool(nn.Module):
     def forward(self, pyramid: tuple[Tensor, ...], rois: RoIs) -> Tensor:
         """Pools every box from its level.
 
-        A level without boxes is pooled all the same: an empty result keeps its convolutions in the graph, so that
-        distributed training does not wait for their gradients for ever.
+        Levels without boxes contribute an empty tensor, which keeps their parameters in the autograd graph. Otherwise
+        distributed training would hang waiting for their gradients.
 
         Args:
-            pyramid (tuple[Tensor, ...]): Per level ``(B, C, H, W)``.
-            rois (RoIs): From :meth:`plan`, on the pyramid's device.
+            pyramid (tuple[Tensor, ...]): One feature map ``(B, C, H, W)`` per level.
+            rois (RoIs): Result of :meth:`plan`, moved to the device of the pyramid.
 
         Returns:
-            Tensor: ``(M, C, 7, 7)`` in the **sorted** order: row r belongs to box ``rois.order[r]``. (Putting
-            embeddings of 128 numbers a box in order is cheaper than 12,544.)
+            Tensor: ``(M, C, 7, 7)`` in **sorted** order: row r belongs to box ``rois.order[r]``. Callers reorder the
+            embeddings of 128 values instead of these features of ``C * 49`` values.
         """
-        pyramid = self.readable(pyramid)
+        pyramid = self.prepare_pyramid(pyramid)
         parts = rois.rows.to(pyramid[0].dtype).split(rois.counts)
         with torch.autocast(pyramid[0].device.type, enabled=False):
             pooled = [
-                self._pool(layer, level, part) if len(part) else self._nothing(level)
-                for layer, level, part in zip(self.layers, pyramid, parts, strict=True)
+                self._pool(layer, features, part) if len(part) else self._empty(features)
+                for layer, features, part in zip(self.layers, pyramid, parts, strict=True)
             ]
         return torch.cat(pooled)
 
-    def _pool(self, layer: RoIAlign, level: Tensor, rois: Tensor) -> Tensor:
-        """``(M, C, 7, 7)`` of one level."""
-        if level.device.type == 'cpu':
-            return roi_align_on_cpu(level, rois, self.output_size, layer.spatial_scale)
-        return layer(level, rois)
-
     @staticmethod
-    def readable(pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features as RoIAlign takes them; call it first where one pyramid is pooled from several times.
+    def prepare_pyramid(pyramid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Converts features to the dtype and memory format that RoIAlign requires.
 
-        mmcv's kernels have no bfloat16, half precision moves boxes by up to a pixel (so: float32 or better), and they
-        read memory as (B, C, H, W), whatever the strides say. On a CPU rows of channels are read.
+        Call it before pooling from the same pyramid several times, so that :meth:`forward` does not convert again.
+
+        The dtype is at least float32: mmcv's kernels do not support bfloat16, and half precision would shift boxes by
+        up to one pixel. The memory format is contiguous on a GPU, because mmcv's kernels ignore strides, and
+        channels-last on a CPU, as required by :func:`roi_align_on_cpu`.
+
+        Args:
+            pyramid (tuple[Tensor, ...]): One feature map ``(B, C, H, W)`` per level.
+
+        Returns:
+            tuple[Tensor, ...]: The converted feature maps.
         """
         dtype = torch.promote_types(pyramid[0].dtype, torch.float32)
         layout = torch.channels_last if pyramid[0].device.type == 'cpu' else torch.contiguous_format
-        return tuple(level.to(dtype).contiguous(memory_format=layout) for level in pyramid)
+        return tuple(features.to(dtype).contiguous(memory_format=layout) for features in pyramid)
 
-    def _nothing(self, level: Tensor) -> Tensor:
-        """``(0, C, 7, 7)`` of a level, in its graph. mmcv's CUDA kernel cannot be launched for no box."""
-        return level[:0, :, :1, :1].expand(-1, -1, self.output_size, self.output_size)
+    def _pool(self, layer: RoIAlign, features: Tensor, rois: Tensor) -> Tensor:
+        """Pools at least one box from one level: ``(M, C, 7, 7)``."""
+        if features.device.type == 'cpu':
+            return roi_align_on_cpu(features, rois, self.output_size, layer.spatial_scale)
+        return layer(features, rois)
+
+    def _empty(self, features: Tensor) -> Tensor:
+        """Returns ``(0, C, 7, 7)`` connected to the graph of one level; mmcv's CUDA kernel fails without boxes."""
+        return features[:0, :, :1, :1].expand(-1, -1, self.output_size, self.output_size)
+
+
+def roi_align_on_cpu(features: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
+    """Computes ``mmcv.ops.roi_align`` with average pooling, ``sampling_ratio=0`` and ``aligned=True`` on a CPU.
+
+    Each output value is a weighted sum of cells of the feature map. The function therefore computes the index and the
+    weight of every tap (a cell read by a bin) and sums them in one ``embedding_bag`` over rows of channels, which torch
+    vectorizes and parallelizes, unlike mmcv's kernel. The temporary memory is about 100 bytes per tap: each of the
+    ``M * output_size^2`` bins has 4 taps per covered cell, and at least 4.
+
+    Args:
+        features (Tensor): ``(B, C, H, W)`` float32 or float64 on the CPU. Channels-last features are not copied.
+        rois (Tensor): ``(M, 5)`` of the same dtype: image index and xyxy box in pixels of the network input.
+        output_size (int): Number of bins per side.
+        spatial_scale (float): Feature map cells per pixel.
+
+    Returns:
+        Tensor: ``(M, C, output_size, output_size)``, differentiable with respect to ``features``. It is 0 for boxes
+        that are empty or inverted (the latter fail an assertion in mmcv).
+    """
+    _, channels, height, width = features.shape
+    begin = rois[:, 1:3] * spatial_scale - 0.5  # aligned: the coordinates of a cell are those of its center
+    sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0) * spatial_scale
+    index_x, weight_x, taps_x = _axis_taps(begin[:, 0], sides[:, 0], output_size, width)
+    index_y, weight_y, taps_y = _axis_taps(begin[:, 1], sides[:, 1], output_size, height)
+
+    # Position of the first tap of each bin on both axes: (M,) -> (M, S) -> (M, S, S) -> (M * S * S,)
+    bins = torch.arange(output_size)
+    first_x = (output_size * taps_x).cumsum(0)[:, None] + (bins - output_size) * taps_x[:, None]
+    first_y = (output_size * taps_y).cumsum(0)[:, None] + (bins - output_size) * taps_y[:, None]
+    shape = len(rois), output_size, output_size
+    first_x, first_y = first_x[:, None].expand(shape).flatten(), first_y[:, :, None].expand(shape).flatten()
+    # Number of taps of each bin along x and in total, and the total before each bin.
+    columns = taps_x[:, None, None].expand(shape).flatten()
+    counts = (taps_x * taps_y)[:, None, None].expand(shape).flatten()
+    offsets = counts.cumsum(0) - counts
+
+    # Bin of each tap, and row and column of the tap within it.
+    tap_bin = torch.repeat_interleave(counts)
+    number = torch.arange(len(tap_bin)) - offsets[tap_bin]
+    row = number // columns[tap_bin]
+    tap_x, tap_y = first_x[tap_bin] + number - row * columns[tap_bin], first_y[tap_bin] + row
+
+    image = rois[:, 0].long().repeat_interleave(output_size**2)
+    index = (image[tap_bin] * height + index_y[tap_y]) * width + index_x[tap_x]
+    weight = weight_y[tap_y] * weight_x[tap_x]
+    cells = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B, C, H, W) -> (B * H * W, C)
+    pooled = F.embedding_bag(index, cells, offsets, mode='sum', per_sample_weights=weight)
+    return pooled.view(*shape, channels).permute(0, 3, 1, 2)
+
+
+def _axis_taps(start: Tensor, side: Tensor, output_size: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the taps of each box along one axis: two per bilinear sample.
+
+    Args:
+        start (Tensor): ``(M,)``, start of each box in cells; the center of the first cell is 0.
+        side (Tensor): ``(M,)``, length of each box in cells, at least 0.
+        output_size (int): Number of bins along the axis.
+        size (int): Number of cells along the axis.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Cell index ``(A,)`` and weight ``(A,)`` of each tap, ordered by box and bin;
+        number of taps per bin of each box ``(M,)``.
+    """
+    samples = (side / output_size).ceil().long()  # sampling_ratio=0: one sample per covered cell
+    per_box = samples * output_size
+    box = torch.repeat_interleave(per_box)
+    number = torch.arange(len(box)) - (per_box.cumsum(0) - per_box)[box]
+    # The samples of a box are equidistant: all bins contain the same number, and the margin is half a spacing.
+    position = start[box] + (number + 0.5) * (side / per_box)[box]
+    outside = (position < -1) | (position > size)
+    position = position.clamp(0, size - 1)
+    low = position.floor()
+    index = torch.stack([low, (low + 1).clamp(max=size - 1)], dim=1).long()
+    weight = torch.stack([1 - (position - low), position - low], dim=1) / samples[box, None]
+    return index.flatten(), weight.masked_fill_(outside[:, None], 0).flatten(), 2 * samples

@@ -1,45 +1,54 @@
-"""The first-in, first-out store of negatives."""
+"""First-in, first-out queue of negative key embeddings."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: COCO train2017's share of an epoch that the paper's image queue holds: 65,536 keys of 118,287 photos.
-EPOCH_SHARE = 65536 / 118287
+#: Ratio of the paper's image queue to an epoch of COCO train2017: 65,536 keys for 118,287 images.
+EPOCH_RATIO = 65536 / 118287
 
 
-def suggest_lengths(photos: int, objects_per_photo: float) -> tuple[int, int]:
-    """Lengths of the image and the object queue that suit a data set.
+def suggest_lengths(num_images: int, objects_per_image: float) -> tuple[int, int]:
+    """Suggests the lengths of the image queue and the object queue for a dataset.
 
-    A queue over more than an epoch holds every photo's own keys as negatives. These hold the share of an epoch that the
-    paper's image queue holds of COCO, and never more than the paper's 65,536.
+    A queue that spans more than one epoch contains earlier keys of the same image as negatives. The suggested lengths
+    have the same ratio to an epoch as the paper's image queue on COCO and are at most the paper's 65,536.
 
     Args:
-        photos (int): Photos in the data set.
-        objects_per_photo (float): Objects that a step uses of each, on average.
+        num_images (int): Number of images in the dataset.
+        objects_per_image (float): Mean number of objects that are used per image in one iteration.
+
+    Returns:
+        tuple[int, int]: Lengths of the image queue and the object queue.
     """
-    share = EPOCH_SHARE * photos
-    return min(65536, max(1, round(share))), min(65536, max(1, round(share * objects_per_photo)))
+    num_keys = EPOCH_RATIO * num_images
+    return min(65536, max(1, round(num_keys))), min(65536, max(1, round(num_keys * objects_per_image)))
 
 
 class FeatureQueue(nn.Module):
-    """The last ``length`` key embeddings, as negatives for Eq. 1.
+    """The last ``length`` key embeddings, used as negatives in Eq. 1.
 
-    It takes any number of keys at a time, wraps around without dropping any, and never waits for the device: the
-    pointer stays there. It starts out with random unit vectors, as MoCo's.
+    Any number of keys can be enqueued at a time: the queue wraps around without dropping any. The pointer is a buffer
+    on the device, so that enqueueing requires no synchronization. The queue is initialized with random unit vectors, as
+    in MoCo.
 
     Args:
-        length (int): K; the paper uses 65,536.
-        channels (int): D; the paper uses 128.
+        length (int): Queue length K. The paper uses 65,536.
+        channels (int): Embedding dimension D. The paper uses 128.
     """
+
+    keys: Tensor
+    pointer: Tensor
 
     def __init__(self, length: int = 65536, channels: int = 128) -> None:
         super().__init__()
         if length < 1:
-            raise ValueError(f'a queue needs a length of at least 1, got {length}')
+            raise ValueError(f'length must be at least 1, got {length}')
         self.register_buffer('keys', F.normalize(torch.randn(channels, length), dim=0))
         self.register_buffer('pointer', torch.zeros(1, dtype=torch.long))
-        # What the last enqueue overwrote: slots, keys, pointer. No buffers, for no checkpoint needs them.
+        # Slots, keys and pointer that the last enqueue overwrote. Not buffers: checkpoints must not contain them.
         self._overwritten: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -47,10 +56,10 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest entries.
+        """Replaces the oldest keys.
 
         Args:
-            keys (Tensor): ``(N, D)``; N may be 0, and of more than K rows the last K stay.
+            keys (Tensor): ``(N, D)``. N may be 0; if N is larger than K, only the last K keys are stored.
         """
         count, length = len(keys), len(self)
         skipped = max(count - length, 0)
@@ -60,9 +69,13 @@ class FeatureQueue(nn.Module):
         self.pointer.copy_((self.pointer + count) % length)
 
     def before_enqueue(self) -> dict[str, Tensor]:
-        """Copies of the buffers as they were before the last :meth:`enqueue`, of which a step makes one.
+        """Reconstructs the buffers as they were before the last :meth:`enqueue`.
 
-        It is how the step's own negatives can be had after it, without a copy of the queue (34 MB) at every step.
+        An iteration enqueues once, at its end. This method recovers the negatives of that iteration afterwards without
+        a copy of the whole queue in every iteration.
+
+        Returns:
+            dict[str, Tensor]: Copies of the buffers by name.
         """
         state = dict(keys=self.keys.clone(), pointer=self.pointer.clone())
         if self._overwritten is not None:
@@ -71,8 +84,8 @@ class FeatureQueue(nn.Module):
             state['pointer'].copy_(pointer)
         return state
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        """Takes the length of a checkpoint's queue, so that a run resumes whatever its config says by now."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Resizes the queue to the length in the checkpoint, so that a run resumes even if the config has changed."""
         keys = state_dict.get(f'{prefix}keys')
         if keys is not None and keys.shape[0] == self.keys.shape[0]:
             self.keys = self.keys.new_empty(keys.shape)

@@ -3,8 +3,8 @@ import torch
 from mmselfsup.registry import TRANSFORMS
 from scipy.stats import ks_2samp
 
-from ccop_mm import boxes as box_ops
 from ccop_mm.models import SCSBoxJitter, box_jitter
+from ccop_mm.utils import boxes as box_ops
 
 
 def random_boxes(count, generator):
@@ -22,7 +22,7 @@ def test_iou_of_the_noise_is_the_iou_of_the_boxes(anchor, generator):
 
 @pytest.mark.parametrize('anchor', box_ops.ANCHORS)
 @pytest.mark.parametrize('progress', [0.0, 0.5, 1.0])
-def test_noise_has_the_distribution_of_plain_rejection(anchor, progress, generator):
+def test_noise_has_the_distribution_of_rejection_sampling(anchor, progress, generator):
     zeta, beta = box_jitter.interpolate((0.3, 1.0), progress), box_jitter.interpolate((0.8, 0.3), progress)
     noise, acceptance = box_jitter.valid_noise(50_000, zeta, beta, anchor=anchor, generator=generator)
     plain = (torch.rand(2_000_000, 4, generator=generator) * 2 - 1) * zeta
@@ -32,7 +32,7 @@ def test_noise_has_the_distribution_of_plain_rejection(anchor, progress, generat
     assert acceptance == pytest.approx(len(kept) / len(plain), rel=0.05)
     for coordinate in range(4):
         assert ks_2samp(noise[:, coordinate].numpy(), kept[:, coordinate].numpy()).pvalue > 1e-4
-    # Coordinates depend on each other through the IoU floor; so must the draws'.
+    # The IoU floor makes the coordinates dependent.
     torch.testing.assert_close(noise.T.cov(), kept.T.cov(), rtol=0, atol=0.02 * zeta**2)
 
 
@@ -57,10 +57,10 @@ def test_candidates_are_valid_inside_and_seeded(generator):
         assert box_ops.aligned_iou(candidates, inside[:, None]).min() >= beta - 1e-5
         assert candidates.min() >= 0
         assert candidates.max() <= 224
-        assert candidates.unique(dim=1).shape == candidates.shape, 'candidates of a box are independent draws'
+        assert candidates.unique(dim=1).shape == candidates.shape, 'candidates of a box are independent samples'
 
 
-def test_plain_draws_are_masked_and_the_original_comes_last(generator):
+def test_plain_samples_are_masked_and_the_original_is_last(generator):
     jitter = SCSBoxJitter(
         noise=(0.075, 0.3), noise_wh=(0.175, 0.7), anchor='center', redraw=False, include_original=True
     )
@@ -100,6 +100,6 @@ def test_as_a_transform_built_by_name(generator):
     'arguments, message',
     [(dict(anchor='middle'), 'anchor'), (dict(num_jitter=0), 'num_jitter'), (dict(min_iou=(0.8, 1.0)), 'min_iou')],
 )
-def test_refuses_wrong_settings(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         SCSBoxJitter(**arguments)

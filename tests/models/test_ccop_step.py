@@ -1,4 +1,4 @@
-"""The step's cost, as far as it can be tested: nobody waits for the device, nothing is computed that does not count."""
+"""Cost of a training step: no host-device synchronization, no unused work, reduced precision and compilation."""
 
 import contextlib
 import copy
@@ -53,14 +53,14 @@ def total(losses):
 
 
 class Pool(nn.Module):
-    """Stands for mmcv's RoIAlign, which the meta device does not have."""
+    """Replaces mmcv's RoIAlign, which does not support the meta device."""
 
     def forward(self, level, rois):
         return level.mean(dim=(2, 3))[:1, :, None, None].expand(len(rois), -1, 7, 7)
 
 
 class Copies(TorchDispatchMode):
-    """Notes what is copied from the host to the device."""
+    """Records the copies from the host to the device."""
 
     def __init__(self):
         super().__init__()
@@ -76,8 +76,10 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def meta_model(monkeypatch):
-    """A CCOP on a device whose tensors have no values: whatever asks for one, as a host-device sync does, fails."""
-    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: contextlib.nullcontext())  # which does not know it
+    """CCOP on the meta device, whose tensors have no values: an operation that needs one, as a sync does, fails."""
+    monkeypatch.setattr(
+        torch, 'autocast', lambda *args, **kwargs: contextlib.nullcontext()
+    )  # autocast does not support it
 
     def make(**changes):
         model = build(**changes)
@@ -89,13 +91,13 @@ def meta_model(monkeypatch):
 
 @pytest.mark.parametrize('changes', [{}, REFERENCE], ids=['paper', 'reference'])
 @pytest.mark.parametrize('counts', [[2, 0, 3, 1], [0, 0, 0, 0]])
-def test_nothing_from_network_input_to_gradients_asks_for_a_value(meta_model, changes, counts, generator):
+def test_step_does_not_synchronize_with_the_device(meta_model, changes, counts, generator):
     model = meta_model(**changes)
     views, samples = batch_of(counts, generator, 'meta')
-    for _ in range(2):  # the first step copies the key encoder, the second moves it
+    for _ in range(2):  # the first step copies the key encoder, the second updates it
         with Copies() as copies:
             total(model.loss(views, samples)).backward()
-        assert copies.found == [torch.ops.aten._to_copy.default], 'all boxes and indices travel together'
+        assert copies.found == [torch.ops.aten._to_copy.default], 'all boxes and indices are moved in one copy'
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -111,7 +113,7 @@ def test_nothing_from_network_input_to_gradients_asks_for_a_value(meta_model, ch
     ],
     ids=['item', 'tolist', 'nonzero', 'mask', 'branch', 'cpu'],
 )
-def test_the_test_above_would_see_it(meta_model, ask, generator):
+def test_synchronization_is_detected(meta_model, ask, generator):
     model = meta_model()
     forward = model.image_head.forward
     model.image_head.forward = lambda query, *args: (ask(query), forward(query, *args))[1]
@@ -119,12 +121,13 @@ def test_the_test_above_would_see_it(meta_model, ask, generator):
         model.loss(*batch_of([2, 1], generator, 'meta'))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('changes', [{}, REFERENCE], ids=['paper', 'reference'])
-def test_nothing_waits_for_the_gpu(changes, generator):
+def test_step_does_not_synchronize_with_the_gpu(changes, generator):
     model = build(**changes).cuda()
     batches = [batch_of([2, 0, 3, 1], generator, 'cuda') for _ in range(2)]
-    total(model.loss(*batches[0])).backward()  # kernels are chosen and memory is taken
+    total(model.loss(*batches[0])).backward()  # selects kernels and allocates memory
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -151,17 +154,17 @@ def test_only_valid_candidates_are_embedded_and_originals_once(generator):
     assert rows == {'query': 6, 'key': int(valid[0].sum())}
 
 
-def test_the_fast_path_is_the_plain_one_but_for_rounding(plain_run):
-    """Total losses of 50 steps in float64, where neither layout nor compiling leaves more than rounding."""
+def test_fast_path_equals_plain_path_in_float64(plain_run):
+    """Total losses of 50 steps in float64, where memory layout and compilation cause rounding differences only."""
     torch.testing.assert_close(fifty_steps(torch.float64, fast=True), plain_run(torch.float64)[0], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize('half, tolerance', [(False, 1e-5), (True, 0.01)], ids=['fp32', 'bf16'])
-def test_the_fast_path_finds_the_plain_losses(plain_run, half, tolerance):
-    """Total losses at each of 50 steps of the plain run, from its weights and queues.
+def test_fast_path_losses_are_close_to_plain_losses(plain_run, half, tolerance):
+    """Total losses at 50 steps, each computed from the plain run's weights and queues.
 
-    From its own weights a step may choose another hardest candidate than the plain path's, and training so small a
-    network multiplies that. (Gradients are compared by the test above, whose weights they make.)
+    Trained from its own weights, the fast path may select another hardest candidate, and a network this small amplifies
+    the difference. (The test above compares gradients: they produce its weights.)
     """
     losses, states = plain_run(torch.float32)
     torch.testing.assert_close(
@@ -170,14 +173,14 @@ def test_the_fast_path_finds_the_plain_losses(plain_run, half, tolerance):
 
 
 def test_bf16_trains_like_float32(plain_run):
-    """Total losses of 50 steps, each path from its own weights: the means within 3 %."""
+    """Total losses of 50 steps, each path with its own weights: the means differ by less than 3 %."""
     difference = fifty_steps(torch.float32, half=True, fast=True) / plain_run(torch.float32)[0] - 1
     assert difference.mean().abs() < 0.03
 
 
 @pytest.fixture(scope='module')
 def plain_run():
-    """A function that runs the plain path in a dtype: losses, and the model's state before each step."""
+    """Function that runs the plain path in a dtype; returns losses and the model's state before each step."""
 
     @functools.cache
     def run(dtype):
@@ -188,7 +191,7 @@ def plain_run():
 
 
 def fifty_steps(dtype, half=False, fast=False, record=None, states=()):
-    """Total losses ``(50,)`` of CCOP from one seed, on five batches in turn; at ``states``, if there are any."""
+    """Total losses ``(50,)`` of CCOP with seed 0 on five alternating batches, from ``states`` if there are any."""
     generator = torch.Generator().manual_seed(0)
     batches = [batch_of([2, 3, 0, 1, 4, 2, 3, 2], generator, size=64) for _ in range(5)]
     torch.manual_seed(0)
@@ -205,7 +208,7 @@ def fifty_steps(dtype, half=False, fast=False, record=None, states=()):
             record.append(copy.deepcopy(model.state_dict()))
         if states:
             model.load_state_dict(states[step])
-        torch.manual_seed(step)  # of the jitter
+        torch.manual_seed(step)  # seed of the jitter
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
             loss = total(model.loss([view.to(dtype) for view in views], samples))
         if not states:

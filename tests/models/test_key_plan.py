@@ -20,14 +20,14 @@ def test_group_sizes(batch_size, bn_group, sizes):
 
 
 @pytest.mark.parametrize('mode', ['auto', 'split', 'none', 'shuffle'])
-def test_one_process_moves_boxes_with_their_images(mode, generator):
+def test_boxes_move_with_their_images(mode, generator):
     counts = torch.tensor([2, 0, 3, 1, 4])
     batch_index = torch.repeat_interleave(torch.arange(5), counts)
     boxes = torch.rand(len(batch_index), 3, 4, generator=generator)
     images = torch.arange(5.0)[:, None]
     plan = plan_keys(boxes, batch_index, 5, mode, step=4)
     taken = plan.take_images(images)
-    # An object's image must be its own, wherever it went; here an image's only pixel is its number.
+    # The only pixel of an image is its number, so an object must be assigned to the image with its own number.
     assert taken[plan.batch_index].flatten().tolist() == batch_index.tolist()
     assert torch.equal(plan.boxes, boxes)
     assert torch.equal(plan.restore_images(taken), images)
@@ -35,15 +35,15 @@ def test_one_process_moves_boxes_with_their_images(mode, generator):
     assert (plan.sizes == [5]) == (mode in ('none', 'shuffle'))
 
 
-def test_plans_differ_from_step_to_step():
+def test_plans_differ_between_steps():
     boxes, batch_index = torch.zeros(0, 3, 4), torch.zeros(0, dtype=torch.long)
     orders = {tuple(plan_keys(boxes, batch_index, 16, 'split', step).images.tolist()) for step in range(20)}
     assert len(orders) == 20
 
 
 @pytest.mark.parametrize('half, limit', [(False, 25e6), (True, 12.5e6)])
-def test_bytes_that_a_rank_sends(half, limit, monkeypatch, generator):
-    # The released code sends 156 MB a step at this size, 136 MB of it to un-shuffle feature maps.
+def test_number_of_bytes_sent_per_rank(half, limit, monkeypatch, generator):
+    # The authors' code sends 156 MB per step at this size, 136 MB of it to un-shuffle feature maps.
     sent = []
 
     def all_gather(tensor, group=None):
@@ -51,7 +51,7 @@ def test_bytes_that_a_rank_sends(half, limit, monkeypatch, generator):
         return torch.stack([tensor, tensor])
 
     monkeypatch.setattr(key_plan, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(key_plan, '_host_group', lambda: None)
+    monkeypatch.setattr(key_plan, '_cpu_group', lambda: None)
     monkeypatch.setattr(key_plan, '_all_gather', all_gather)
     images, objects, candidates = 32, 12, 10
     batch_index = torch.arange(images).repeat_interleave(objects)
@@ -61,7 +61,7 @@ def test_bytes_that_a_rank_sends(half, limit, monkeypatch, generator):
         plan.take_images(torch.zeros(images, 3, 224, 224))
         plan.restore_images(torch.zeros(images, 128))
         plan.restore_objects(torch.zeros(len(plan.boxes), candidates, 128))
-    key_plan.gather_rows(torch.zeros(images, 128), [images] * 2)  # what enters the queues
+    key_plan.gather_rows(torch.zeros(images, 128), [images] * 2)  # keys that enter the queues
     key_plan.gather_rows(torch.zeros(images * objects, 128), plan.object_counts)
     views = 3 * 224 * 224 * images * (2 if half else 4)
     assert views < sum(sent) < limit
@@ -70,7 +70,7 @@ def test_bytes_that_a_rank_sends(half, limit, monkeypatch, generator):
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
-    """The results of two processes and of one, by case: ([rank 0, rank 1], alone)."""
+    """Function from a case to the results of two processes and of one: ([rank 0, rank 1], single)."""
     out = tmp_path_factory.mktemp('ranks')
     launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     for command in ([sys.executable, *launch, SCRIPT, out], [sys.executable, SCRIPT, out]):
@@ -85,7 +85,7 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize('case', ['frozen', 'shuffled', 'one_rank_bare', 'all_bare'])
 def test_two_ranks_equal_one_process_on_the_same_batch(ranks, case):
-    # 'frozen': no batch statistics. The others: groups of one process stand for the ranks of two, BN and all.
+    # 'frozen': no batch statistics. Others: the groups of the single process correspond to the two ranks.
     (first, second), alone = ranks(case)
     for name, gradient in alone['gradients'].items():
         torch.testing.assert_close(first['gradients'][name], gradient, rtol=1e-5, atol=1e-7, msg=name)

@@ -85,7 +85,7 @@ def test_info_nce_in_chunks_is_the_same(chunk_size, generator):
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements that a result has."""
+    """Records the largest number of elements of a result."""
 
     found = 0
 
@@ -96,7 +96,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('chunk_size', [8, None])
-def test_chunks_bound_the_logits_that_exist_at_once(chunk_size, generator, monkeypatch):
+def test_chunks_bound_the_number_of_logits_in_memory(chunk_size, generator, monkeypatch):
     monkeypatch.setattr(losses, 'CHUNK_LOGITS', 16 * 500)
     query, keys = unit_rows(64, 8, generator).requires_grad_(), unit_rows(64, 8, generator)
     queue, kept = unit_rows(500, 8, generator).T, []
@@ -108,7 +108,7 @@ def test_chunks_bound_the_logits_that_exist_at_once(chunk_size, generator, monke
     with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         losses.info_nce(query, keys, queue, chunk_size=chunk_size).sum().backward()
     assert largest.found == (chunk_size or 16) * 500
-    assert max(kept) == 64 * 8, 'neither logits nor queue wait for backward'
+    assert max(kept) == 64 * 8, 'neither logits nor queue are saved for backward'
 
 
 def test_the_queue_may_change_before_backward(generator):
@@ -121,7 +121,7 @@ def test_the_queue_may_change_before_backward(generator):
 
 
 def test_info_nce_of_large_logits_stays_finite(generator):
-    # exp overflows float32 above 88: here the logits reach 1,000, on the side of the positive and of the negatives.
+    # exp overflows float32 above 88; here positive and negative logits reach 1,000.
     query, keys = unit_rows(6, 8, generator).float(), unit_rows(6, 8, generator).float()
     keys[:3] = query[:3]
     queue = torch.cat([query[3:], unit_rows(9, 8, generator).float()]).T
@@ -147,7 +147,7 @@ def test_disjoint_pairs_equal_plain_loops(generator):
     boxes, batch_index = scene(generator)
     pairs = losses.disjoint_pairs(boxes, batch_index)
     assert [tuple(pair) for pair in pairs.nonzero().tolist()] == slow_pairs(boxes, batch_index)
-    assert not pairs[3].any(), 'a box without area is in no pair'
+    assert not pairs[3].any(), 'a box without area belongs to no pair'
 
 
 def test_hinge_equals_plain_loops(generator):
@@ -157,7 +157,7 @@ def test_hinge_equals_plain_loops(generator):
         max(sum(a * b for a, b in zip(embeddings[i].tolist(), embeddings[j].tolist(), strict=True)) - 0.4, 0)
         for i, j in slow_pairs(boxes, batch_index)
     )
-    assert expected != 0, 'the scene must have pairs above the margin'
+    assert expected != 0, 'the scene must contain pairs above the margin'
     result = losses.intra_image_hinge(embeddings, losses.disjoint_pairs(boxes, batch_index))
     assert result.item() == pytest.approx(expected, abs=1e-12)
 

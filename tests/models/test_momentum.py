@@ -8,11 +8,11 @@ from torch import nn
 from ccop_mm.models import MomentumEncoder
 
 
-def parts():
-    return {'body': nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 'tip': nn.Linear(4, 2)}
+def make_modules():
+    return {'backbone': nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), 'head': nn.Linear(4, 2)}
 
 
-def disturb(modules, generator):
+def add_noise(modules, generator):
     with torch.no_grad():
         for module in modules.values():
             for tensor in [*module.parameters(), *module.buffers()]:
@@ -20,55 +20,55 @@ def disturb(modules, generator):
                     tensor.add_(torch.randn(tensor.shape, generator=generator))
 
 
-def test_first_update_copies_later_ones_follow_equation_2(generator):
-    query = parts()
+def test_first_update_copies_and_later_ones_follow_equation_2(generator):
+    query = make_modules()
     encoder = MomentumEncoder(query, momentum=0.9)
-    disturb(query, generator)
+    add_noise(query, generator)
     encoder.update(query)
     expected = {key: value.clone() for key, value in nn.ModuleDict(query).state_dict().items()}
     for _ in range(3):
         for name, value in encoder.state_dict().items():
             if name != '_extra_state':
                 torch.testing.assert_close(value, expected[name])
-        disturb(query, generator)
+        add_noise(query, generator)
         encoder.update(query)
         names = [name for name, _ in nn.ModuleDict(query).named_parameters()]
         for name, value in nn.ModuleDict(query).state_dict().items():
             expected[name] = 0.9 * expected[name] + 0.1 * value if name in names else value.clone()
 
 
-def test_follows_like_mmengine_from_the_second_step_on(generator):
-    query = parts()
+def test_updates_equal_those_of_mmengine(generator):
+    query = make_modules()
     encoder = MomentumEncoder(query, momentum=0.99)
-    peer = ExponentialMovingAverage(nn.ModuleDict(query), momentum=0.01)
+    reference = ExponentialMovingAverage(nn.ModuleDict(query), momentum=0.01)
     for _ in range(4):
-        disturb(query, generator)
+        add_noise(query, generator)
         encoder.update(query)
-        peer.update_parameters(nn.ModuleDict(query))
-    for name, value in peer.module.state_dict().items():
+        reference.update_parameters(nn.ModuleDict(query))
+    for name, value in reference.module.state_dict().items():
         torch.testing.assert_close(encoder.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_checkpoint_keeps_the_key_weights(generator):
-    query = parts()
+def test_key_weights_are_not_overwritten_after_resuming(generator):
+    query = make_modules()
     encoder = MomentumEncoder(query, momentum=0.5)
     for _ in range(2):
-        disturb(query, generator)
+        add_noise(query, generator)
         encoder.update(query)
     resumed = MomentumEncoder(copy.deepcopy(query), momentum=0.5)
     resumed.load_state_dict(encoder.state_dict())
     assert resumed.steps == 2
-    disturb(query, generator)
+    add_noise(query, generator)
     encoder.update(query)
     resumed.update(query)
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value)
 
 
-def test_keys_have_no_gradient():
-    assert not any(parameter.requires_grad for parameter in MomentumEncoder(parts()).parameters())
+def test_parameters_require_no_gradient():
+    assert not any(parameter.requires_grad for parameter in MomentumEncoder(make_modules()).parameters())
 
 
-def test_momentum_must_be_a_share():
-    with pytest.raises(ValueError, match=r'momentum must lie in \[0, 1\]'):
-        MomentumEncoder(parts(), momentum=1.5)
+def test_momentum_out_of_range_raises():
+    with pytest.raises(ValueError, match=r'momentum.*1\.5'):
+        MomentumEncoder(make_modules(), momentum=1.5)

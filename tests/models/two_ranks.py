@@ -1,4 +1,4 @@
-"""Run by test_key_plan.py in two gloo processes, and once alone: one training step on the same global batch.
+"""Two training steps on the same global batch, run by test_key_plan.py in two gloo processes and in one.
 
 python -m torch.distributed.run --nproc_per_node=2 two_ranks.py OUT    writes OUT/CASE-RANK-of-2.pt
 python two_ranks.py OUT                                                writes OUT/CASE-0-of-1.pt
@@ -18,10 +18,10 @@ from mmselfsup.registry import MODELS
 from mmselfsup.structures import SelfSupDataSample
 
 SIZE = 96
-#: Objects of each image of the global batch of 8; the second rank has the last four.
+#: Objects per image of the global batch of 8; the second rank has the last four images.
 CASES = {
-    'frozen': [3, 0, 2, 5, 1, 4, 0, 2],  # batch statistics off: ranks must not matter at all
-    'shuffled': [3, 0, 2, 5, 1, 4, 0, 2],  # batch statistics on, images shuffled between ranks or groups
+    'frozen': [3, 0, 2, 5, 1, 4, 0, 2],  # no batch statistics: the number of ranks must not matter
+    'shuffled': [3, 0, 2, 5, 1, 4, 0, 2],  # batch statistics; images are shuffled between ranks or groups
     'one_rank_bare': [3, 0, 2, 5, 0, 0, 0, 0],
     'all_bare': [0] * 8,
 }
@@ -40,7 +40,7 @@ def build(key_batch):
             key_batch=key_batch,
         )
     ).double()
-    # Noise is seeded by rank; here every object must get the same candidates wherever it lies.
+    # Noise is seeded by rank; here an object must get the same candidates on any rank.
     shifts = torch.linspace(-3, 3, 5, dtype=torch.float64)[None, :, None]
 
     def jitter(boxes, img_shape, generator):
@@ -71,7 +71,7 @@ def run(case, rank, world):
     model.train(case != 'frozen')
     wrapped = MMDistributedDataParallel(model, device_ids=None) if world > 1 else model
     result = {}
-    for step in range(2):  # DDP complains of an unused parameter at the second step
+    for step in range(2):  # DDP reports an unused parameter at the second step
         views, samples = batch_of(CASES[case], seed=step)
         mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
         losses = wrapped([view[mine] for view in views], samples[mine], mode='loss')
