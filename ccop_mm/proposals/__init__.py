@@ -1,19 +1,33 @@
-"""Photos -> boxes that may hold an object, offline, once."""
+"""Object proposals: class-agnostic boxes of unlabeled images, generated once, before pre-training."""
 
-from .coco import export_coco, import_coco, load_proposals
-from .search import propose
-from .sources import BadPhoto, Photo, image_id_of, list_photos, load_photo
-from .store import ProposalStore
+from ccop_mm.utils.images import ImageFile, UnreadableImageError, image_id_from_path, list_images, load_image
+
+from .candidates import find_candidates, propose
+from .coco_format import export_coco, import_coco
+from .image_record import ImageRecord, propose_image
+from .runner.run import generate_proposals
+from .runner.shards import merge
+from .settings import ProposalSettings
+from .store import ProposalStore, load_proposals
 
 __all__ = [
-    'BadPhoto',
-    'Photo',
-    'ProposalStore',
-    'export_coco',
-    'image_id_of',
-    'import_coco',
-    'list_photos',
-    'load_photo',
-    'load_proposals',
+    # images
+    'ImageFile',
+    'UnreadableImageError',
+    'image_id_from_path',
+    'list_images',
+    'load_image',
+    # boxes of one image
+    'ProposalSettings',
     'propose',
+    'find_candidates',
+    'propose_image',
+    'ImageRecord',
+    # boxes of many images, and the file that stores them
+    'generate_proposals',
+    'merge',
+    'ProposalStore',
+    'load_proposals',
+    'export_coco',
+    'import_coco',
 ]

@@ -1,102 +1,93 @@
-"""How well proposals cover annotated objects."""
+"""Recall of annotated objects by proposals."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from ccop_mm.boxes import pairwise_iou
-from ccop_mm.errors import InputError
-from ccop_mm.proposals.sources import read_images, read_json
+from ccop_mm.proposals.store import ProposalStore
+from ccop_mm.utils.coco_json import read_objects
+from ccop_mm.utils.errors import InputError
 
 
-def evaluate(store, annotation_file):
-    """Compares proposals with the boxes of a COCO json.
+def evaluate(store: ProposalStore, annotation_file: str | Path) -> dict[str, Any]:
+    """Computes recall and overlap of the boxes of a COCO json.
 
-    Photos are matched by file name: ids of a folder and of a json differ. Crowd regions, and boxes without area, are no
-    objects. A photo in the store without any box counts: its objects are missed. Photos that are not in the store, or
-    whose size there is not the json's (a json written without regard to EXIF orientation), are left out.
+    Images are matched by file name, because ids of a folder differ from those of a json. Crowd regions and boxes
+    without area are not objects. An image that has no proposals is included: its objects count as missed. Images are
+    left out if they are not in the store, or if the json states another size (for example, because it ignores the EXIF
+    orientation).
 
     Args:
-        store (ProposalStore): The proposals.
-        annotation_file (str | Path): COCO json with ``bbox`` (x, y, w, h).
+        store (ProposalStore): Proposals.
+        annotation_file (str | Path): COCO json with ``bbox`` (x, y, width, height).
 
     Returns:
-        dict: ``photos``, ``photos_left_out``, ``objects`` and ``boxes_per_photo`` of the photos compared;
-        ``recall_50`` and ``recall_70``, shares of the objects that some box overlaps with IoU of at least 0.5 or 0.7;
+        dict: ``images`` (number compared), ``images_left_out``, ``objects``, ``boxes_per_image``; ``recall_50`` and
+        ``recall_70``, the fraction of objects that some box overlaps with an IoU of at least 0.5 or 0.7;
         ``mean_best_overlap``, the mean over objects of the highest IoU with a box (Uijlings et al., IJCV 2013).
 
     Raises:
-        InputError: If the json is at fault, or no object of it lies in a photo of the store.
+        InputError: If the json is invalid, or the compared images contain no object.
     """
-    pairs, left_out = match(store, annotation_file)
+    pairs, num_left_out = match(store, annotation_file)
     num_boxes = [len(boxes) for _, boxes, _ in pairs]
     best = np.concatenate([_best_overlaps(objects, boxes) for _, boxes, objects in pairs])
     return {
-        'photos': len(num_boxes),
-        'photos_left_out': left_out,
+        'images': len(num_boxes),
+        'images_left_out': num_left_out,
         'objects': len(best),
-        'boxes_per_photo': float(np.mean(num_boxes)),
+        'boxes_per_image': float(np.mean(num_boxes)),
         'recall_50': float(np.mean(best >= 0.5)),
         'recall_70': float(np.mean(best >= 0.7)),
         'mean_best_overlap': float(np.mean(best)),
     }
 
 
-def match(store, annotation_file):
-    """The proposals and the true boxes of the photos that a store and a COCO json have in common, as :func:`evaluate`.
+def match(
+    store: ProposalStore, annotation_file: str | Path
+) -> tuple[list[tuple[tuple[int, int], np.ndarray, np.ndarray]], int]:
+    """Pairs the proposals and the ground-truth boxes of the images that a store and a COCO json have in common.
+
+    Args:
+        store (ProposalStore): Proposals.
+        annotation_file (str | Path): COCO json with boxes.
 
     Returns:
-        tuple[list[tuple], int]: For each photo (height, width), (n, 4) proposals and (m, 4) true boxes, both xyxy in
-        pixels; and how many photos of the json are left out.
+        tuple[list[tuple], int]: For each common image ``(height, width)``, (n, 4) proposals and (m, 4) ground-truth
+        boxes, both xyxy in pixels; and the number of images of the json that are left out, see :func:`evaluate`.
 
     Raises:
-        InputError: If the json is at fault, or no object of it lies in a photo of the store.
+        InputError: If the json is invalid, or the common images contain no object.
     """
     images, objects = read_objects(annotation_file)
-    id_of = {store.file_name(image_id): image_id for image_id in store.image_ids.tolist()}
+    image_id_by_name = {store.file_name(image_id): image_id for image_id in store.image_ids.tolist()}
     pairs = []
     for image in images:
-        image_id = id_of.get(image['file_name'])
-        if image_id is not None and _same_size(store.size(image_id), image):
-            true_boxes = objects.get(image['id'], np.empty((0, 4)))
-            pairs.append((store.size(image_id), store.boxes(image_id), true_boxes))
-    if not any(len(true_boxes) for *_, true_boxes in pairs):
-        raise InputError(f'no object of {annotation_file} lies in a photo of the proposals: another set of photos?')
+        image_id = image_id_by_name.get(image['file_name'])
+        if image_id is not None and _has_size(image, store.size(image_id)):
+            ground_truth_boxes = objects.get(image['id'], np.empty((0, 4)))
+            pairs.append((store.size(image_id), store.boxes(image_id), ground_truth_boxes))
+    if not any(len(ground_truth_boxes) for *_, ground_truth_boxes in pairs):
+        raise InputError(
+            f'no object of {annotation_file} is in an image of the proposals: both need the same images and file names'
+        )
     return pairs, len(images) - len(pairs)
 
 
-def read_objects(annotation_file):
-    """Reads the photos and the true boxes of a COCO json.
-
-    Args:
-        annotation_file (str | Path): The json.
-
-    Returns:
-        tuple[list[dict], dict[int, np.ndarray]]: The ``images`` entries; image id -> (n, 4) float64 xyxy boxes.
-
-    Raises:
-        InputError: If the file is missing, or is no COCO json with boxes.
-    """
-    content = read_json(annotation_file)
-    images = read_images(content, annotation_file)
-    objects = {}
-    try:
-        for annotation in content['annotations']:
-            x, y, width, height = map(float, annotation['bbox'])
-            if width > 0 and height > 0 and not annotation.get('iscrowd'):
-                objects.setdefault(annotation['image_id'], []).append((x, y, x + width, y + height))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        needs = '"annotations", each with "image_id" and "bbox" (x, y, w, h)'
-        raise InputError(f'{annotation_file} has no {needs}') from None
-    return images, {image_id: np.array(boxes) for image_id, boxes in objects.items()}
-
-
-def _same_size(size, image):
+def _has_size(image: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Returns whether the height and width of an ``images`` entry, where present, equal ``size``."""
     height, width = size
     return image.get('height', height) == height and image.get('width', width) == width
 
 
-def _best_overlaps(objects, boxes):
-    """(n,) the highest IoU of each object (n, 4) with any box (m, 4); 0 without boxes."""
+def _best_overlaps(objects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Computes the (n,) highest IoU of each object (n, 4) with any box (m, 4); 0 without boxes."""
     if not len(objects) or not len(boxes):
         return np.zeros(len(objects))
+    import torch  # imported on use: generating proposals does not need it
+
+    from ccop_mm.utils.boxes import pairwise_iou
+
     return pairwise_iou(torch.from_numpy(objects), torch.from_numpy(boxes).double()).amax(dim=1).numpy()

@@ -1,152 +1,172 @@
-"""Whether a proposals file belongs to a set of photos."""
+"""Consistency check of a proposals file and the images it was generated from."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 
-from ccop_mm.errors import InputError
-from ccop_mm.proposals.pool import map_unordered
-from ccop_mm.proposals.rules import Rules
-from ccop_mm.proposals.sources import BadPhoto, Photo, decode_photo, digest_of, read_photo
-from ccop_mm.proposals.work import process
+from ccop_mm.proposals.candidates import require_engine
+from ccop_mm.proposals.image_record import propose_image
+from ccop_mm.proposals.runner.local import map_unordered
+from ccop_mm.proposals.runner.summary import indented_lines
+from ccop_mm.proposals.settings import ProposalSettings
+from ccop_mm.proposals.store import ProposalStore
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.images import ImageFile, UnreadableImageError, content_digest, decode_image, read_image_bytes
 
 
 @dataclass
 class Report:
-    """What :func:`verify` found; ``str()`` of it is what a user reads."""
+    """Result of :func:`verify`; ``str()`` formats it for the terminal."""
 
-    metadata: dict
-    num_photos: int
+    metadata: dict[str, Any]
+    num_images: int
     num_skipped: int
     num_empty: int
     num_boxes: int
     num_same_bytes: int = 0
-    num_searched_again: int = 0
-    #: list[str]: One line for each fault.
-    faults: list = field(default_factory=list)
+    num_regenerated: int = 0
+    #: One line for each problem.
+    problems: list[str] = field(default_factory=list)
 
-    def __str__(self):
-        made = ', '.join(f'{key} {value}' for key, value in sorted(self.metadata.items()) if 'format' not in key)
+    def __str__(self) -> str:
+        settings = ', '.join(f'{key} {value}' for key, value in sorted(self.metadata.items()) if 'format' not in key)
         lines = [
-            'checksum           right',
-            f'made with          {made or "not told"}',
-            f'photos             {self.num_photos}',
-            f'  lack boxes       {self.num_empty + self.num_skipped}'
-            f' ({self.num_empty} without any, {self.num_skipped} skipped)',
-            f'  bytes unchanged  {self.num_same_bytes}',
+            'checksum           correct',
+            f'generated with     {settings or "unknown settings"}',
+            f'images             {self.num_images}',
+            f'  without boxes    {self.num_empty + self.num_skipped}'
+            f' ({self.num_empty} without proposals, {self.num_skipped} skipped)',
+            f'  unchanged bytes  {self.num_same_bytes}',
         ]
-        if self.num_searched_again:
-            lines.append(f'  searched again   {self.num_searched_again}')
-        lines += [f'boxes              {self.num_boxes}', f'faults             {len(self.faults)}']
-        more = [f'... and {len(self.faults) - 20} more'] if len(self.faults) > 20 else []
-        return '\n'.join([*lines, *(f'    {line}' for line in [*self.faults[:20], *more])])
+        if self.num_regenerated:
+            lines.append(f'  regenerated      {self.num_regenerated}')
+        lines += [f'boxes              {self.num_boxes}', f'problems           {len(self.problems)}']
+        return '\n'.join([*lines, *indented_lines(self.problems, limit=20)])
 
 
-def verify(store, photos, *, again=0, workers=1):
-    """Compares a store with the photos that it should be of.
+def verify(store: ProposalStore, images: Sequence[ImageFile], *, again: int = 0, workers: int = 1) -> Report:
+    """Compares a store with the images it should belong to.
 
-    Every photo must be in the store under its id and name, its file must have the bytes it had (or, where those are not
-    known, give an image of the size it had), and its boxes must lie inside and obey the rules that the metadata name.
+    Every image must be in the store under its id and file name. Its file must have the same digest as when the boxes
+    were generated or, if the digest is not known, the same image size. Its boxes must be inside the image and within
+    the limits that the metadata state.
 
     Args:
-        store (ProposalStore): The store; its checksum was verified when it was loaded.
-        photos (list[Photo]): From :func:`~ccop_mm.proposals.list_photos`.
-        again (int): Also find the boxes of so many photos anew, chosen at random, and compare.
-        workers (int): Processes.
+        store (ProposalStore): Proposals; loading them has verified the checksum.
+        images (Sequence[ImageFile]): Result of :func:`~ccop_mm.proposals.list_images`.
+        again (int): Number of randomly chosen images whose boxes are generated again and compared.
+        workers (int): Number of processes.
 
     Returns:
-        Report: With one line for each fault.
+        Report: Statistics, and one line for each problem.
 
     Raises:
-        InputError: If a worker dies, or boxes that no search made are to be searched again.
+        InputError: If a worker process dies, or if boxes are to be generated again that this package did not generate.
     """
-    skipped = store.skipped
-    ids = store.image_ids.tolist()
     report = Report(
-        store.metadata, len(photos), len(skipped), int((store.num_boxes == 0).sum()), int(store.num_boxes.sum())
+        metadata=store.metadata,
+        num_images=len(images),
+        num_skipped=len(store.skipped),
+        num_empty=int((store.num_boxes == 0).sum()),
+        num_boxes=int(store.num_boxes.sum()),
     )
-    listed = {photo.image_id: photo.file_name for photo in photos}
-    present = [photo for photo in photos if photo.image_id in store]
-    for photo in photos:
-        if photo.image_id not in store and photo.file_name not in skipped:
-            report.faults.append(f'{photo.file_name} (id {photo.image_id}) is not in the file')
-    names = set(listed.values())
-    for image_id in ids:
-        if listed.get(image_id, store.file_name(image_id)) != store.file_name(image_id):
-            report.faults.append(
-                f'id {image_id} is {store.file_name(image_id)} in the file and {listed[image_id]} in the source'
-            )
-        elif image_id not in listed:
-            report.faults.append(f'{store.file_name(image_id)} (id {image_id}) is in the file alone')
-    report.faults += [f'{name} (skipped) is in the file alone' for name in sorted(skipped) if name not in names]
-    rules = _rules(store)
-    for image_id in ids:
-        report.faults += _box_faults(store, image_id, rules)
-    checks = [_Check(photo, store.digest(photo.image_id), store.size(photo.image_id)) for photo in present]
+    present = [image for image in images if image.image_id in store]
+    settings = _settings(store)
+    report.problems += _name_problems(store, images)
+    for image_id in store.image_ids.tolist():
+        report.problems += _box_problems(store, image_id, settings)
+    checks = [_FileCheck(image, store.digest(image.image_id), store.size(image.image_id)) for image in present]
     results = list(map_unordered(_check_file, checks, workers))
-    report.num_same_bytes = sum(same for _, same in results)
-    report.faults += sorted(fault for fault, _ in results if fault)
+    report.num_same_bytes = sum(same_bytes for _, same_bytes in results)
+    report.problems += sorted(problem for problem, _ in results if problem)
     if again:
-        if rules is None or rules.method == 'ground-truth':
-            raise InputError('only boxes that this tool searched, or drew at random, can be found again')
-        rules.require()
-        chosen = np.random.default_rng(0).permutation(len(present))[:again].tolist()
-        for record in map_unordered(functools.partial(process, rules=rules), [present[i] for i in chosen], workers):
-            report.num_searched_again += 1
-            if record.reason or not np.array_equal(record.boxes, store.boxes(record.image_id)):
-                what = record.reason or f'other boxes are found now, with OpenCV {cv2.__version__}'
-                report.faults.append(f'{record.file_name}: {what}')
+        if settings is None or settings.method == 'ground-truth':
+            raise InputError('boxes can be generated again only if they were searched or sampled by this tool')
+        if settings.method == 'selective-search':
+            require_engine(settings.mode, settings.engine)
+        chosen = [present[i] for i in np.random.default_rng(0).permutation(len(present))[:again].tolist()]
+        for record in map_unordered(functools.partial(propose_image, settings=settings), chosen, workers):
+            report.num_regenerated += 1
+            if record.boxes is None or not np.array_equal(record.boxes, store.boxes(record.image_id)):
+                problem = (
+                    record.reason or f'generating its boxes again gives other boxes, with OpenCV {cv2.__version__}'
+                )
+                report.problems.append(f'{record.file_name}: {problem}')
     return report
 
 
-def _rules(store):
+def _settings(store: ProposalStore) -> ProposalSettings | None:
+    """Returns the settings of the boxes, or None if this package did not generate them."""
     try:
-        return Rules.from_json(store.metadata)
+        return ProposalSettings.from_json(store.metadata)
     except KeyError:
         return None
 
 
-def _box_faults(store, image_id, rules):
-    """One line for each kind of fault that a photo's boxes have."""
+def _name_problems(store: ProposalStore, images: Sequence[ImageFile]) -> list[str]:
+    """Compares the ids and file names of a store with those of the images."""
+    skipped, name_by_id = store.skipped, {image.image_id: image.file_name for image in images}
+    problems = [
+        f'{image.file_name} (id {image.image_id}) is not in the proposals file'
+        for image in images
+        if image.image_id not in store and image.file_name not in skipped
+    ]
+    for image_id in store.image_ids.tolist():
+        stored, listed = store.file_name(image_id), name_by_id.get(image_id)
+        if listed is None:
+            problems.append(f'{stored} (id {image_id}) is in the proposals file only')
+        elif listed != stored:
+            problems.append(f'id {image_id} is {stored} in the proposals file and {listed} in the source')
+    names = set(name_by_id.values())
+    return problems + [
+        f'{name} (skipped) is in the proposals file only' for name in sorted(skipped) if name not in names
+    ]
+
+
+def _box_problems(store: ProposalStore, image_id: int, settings: ProposalSettings | None) -> list[str]:
+    """Returns one line for each kind of invalid box of an image."""
     boxes, (height, width) = store.boxes(image_id).astype(np.float64), store.size(image_id)
     sides = boxes[:, 2:] - boxes[:, :2]
     outside = ~((boxes >= 0).all(axis=1) & (boxes[:, 2:] <= (width, height)).all(axis=1))
-    checks = [('outside the photo', outside), ('without area', ~(sides > 0).all(axis=1))]
-    if rules is not None:
+    checks = [('are outside the image', outside), ('have no area', ~(sides > 0).all(axis=1))]
+    if settings is not None:
         shorter, longer = sides.min(axis=1, initial=np.inf), sides.max(axis=1, initial=0)
-        # Averages of boxes that obey the size and aspect rules need not obey them.
-        if rules.merge != 'average':
-            checks.append((f'smaller than {rules.min_area:g} pixels', shorter * longer < rules.min_area))
-            checks.append((f'longer than 1 to {rules.max_aspect:g}', longer >= rules.max_aspect * shorter))
-        checks.append((f'more than {rules.max_boxes}', np.arange(len(boxes)) >= rules.max_boxes))
+        # Averages of boxes within the limits of area and aspect ratio may exceed them.
+        if settings.merge != 'average':
+            min_area, max_aspect = settings.min_area, settings.max_aspect
+            checks.append((f'have an area below {min_area:g} square pixels', shorter * longer < min_area))
+            checks.append((f'have an aspect ratio of {max_aspect:g} or more', longer >= max_aspect * shorter))
+        checks.append((f'exceed the maximum of {settings.max_boxes}', np.arange(len(boxes)) >= settings.max_boxes))
     name = store.file_name(image_id)
-    return [f'{name}: {bad.sum()} of {len(boxes)} boxes are {what}' for what, bad in checks if bad.any()]
+    return [f'{name}: {invalid.sum()} of {len(boxes)} boxes {what}' for what, invalid in checks if invalid.any()]
 
 
 @dataclass(frozen=True)
-class _Check:
-    """A photo, and the digest and size of its file when its boxes were made."""
+class _FileCheck:
+    """An image, and the digest and size of its file when its boxes were generated."""
 
-    photo: Photo
+    image_file: ImageFile
     digest: int
-    size: tuple
+    size: tuple[int, int]
 
-    def __str__(self):
-        return str(self.photo)
+    def __str__(self) -> str:
+        return str(self.image_file)
 
 
-def _check_file(check):
-    """What is wrong with a photo's file, '' if nothing; and whether its bytes are known to be the same."""
-    name, (height, width) = check.photo.file_name, check.size
+def _check_file(check: _FileCheck) -> tuple[str, bool]:
+    """Returns the problem of an image file, '' if there is none, and whether its bytes are known to be the same."""
+    name, (height, width) = check.image_file.file_name, check.size
     try:
-        content = read_photo(check.photo.path)
-        if check.digest and check.digest == digest_of(content):
+        content = read_image_bytes(check.image_file.path)
+        if check.digest and check.digest == content_digest(content):
             return '', True
-        found = decode_photo(content).shape[:2]
-    except BadPhoto as error:
+        found_height, found_width = decode_image(content).shape[:2]
+    except UnreadableImageError as error:
         return f'{name}: {error}', False
-    if found != (height, width):
-        return f'{name}: {found[1]}x{found[0]} pixels, its boxes are of {width}x{height}', False
-    return (f'{name}: the file has changed since its boxes were made' if check.digest else ''), False
+    if (found_height, found_width) != (height, width):
+        return f'{name}: {found_width}x{found_height} pixels, but its boxes belong to {width}x{height}', False
+    return (f'{name}: the file has changed since its boxes were generated' if check.digest else ''), False

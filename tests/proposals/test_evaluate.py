@@ -1,13 +1,13 @@
-"""Recall and overlap against plain loops."""
+"""Recall and overlap, compared with plain loops."""
 
 import json
 
 import numpy as np
 import pytest
 
-from ccop_mm.errors import InputError
 from ccop_mm.proposals import ProposalStore
 from ccop_mm.proposals.evaluate import evaluate
+from ccop_mm.utils.errors import InputError
 
 
 def plain_iou(a, b):
@@ -32,52 +32,52 @@ def annotation(image_id, box, **more):
     return {'image_id': image_id, 'bbox': [x1, y1, x2 - x1, y2 - y1], **more}
 
 
-def test_figures_equal_plain_loops(tmp_path):
+def test_results_equal_plain_loops(tmp_path):
     rng = np.random.default_rng(0)
     images, annotations, entries, best = [], [], [], []
     for image_id in range(6):
         name = f'{image_id}.jpg'
         boxes, objects = random_boxes(rng, 12 * image_id), random_boxes(rng, 5)
-        # The store's ids are not the json's, as when it was made of a folder.
+        # The ids of the store differ from those of the json, as for a folder.
         entries.append((100 - image_id, name, (120, 130), boxes))
         images.append({'id': image_id, 'file_name': name, 'height': 120, 'width': 130})
         annotations += [annotation(image_id, box) for box in objects]
         best += [max((plain_iou(a, b) for b in boxes.tolist()), default=0) for a in objects.tolist()]
     annotations.append(annotation(3, (0, 0, 9, 9), iscrowd=1))
     annotations.append(annotation(3, (5, 5, 5, 9)))
-    figures = evaluate(ProposalStore(entries), write(tmp_path / 'x.json', images, annotations))
-    assert figures == {
-        'photos': 6,
-        'photos_left_out': 0,
+    results = evaluate(ProposalStore(entries), write(tmp_path / 'x.json', images, annotations))
+    assert results == {
+        'images': 6,
+        'images_left_out': 0,
         'objects': 30,
-        'boxes_per_photo': 30,
+        'boxes_per_image': 30,
         'recall_50': pytest.approx(np.mean([value >= 0.5 for value in best])),
         'recall_70': pytest.approx(np.mean([value >= 0.7 for value in best])),
         'mean_best_overlap': pytest.approx(np.mean(best), abs=1e-6),
     }
-    assert 0 < figures['recall_70'] < figures['recall_50'] < 1
+    assert 0 < results['recall_70'] < results['recall_50'] < 1
 
 
-def test_photos_that_do_not_fit_are_left_out(tmp_path):
+def test_images_of_another_size_and_missing_images_are_left_out(tmp_path):
     box = np.array([[0, 0, 10, 10]], np.float32)
-    store = ProposalStore([(1, 'a.jpg', (20, 30), box), (2, 'turned.jpg', (20, 30), box)])
-    names = ('a.jpg', 'turned.jpg', 'absent.jpg')
+    store = ProposalStore([(1, 'a.jpg', (20, 30), box), (2, 'rotated.jpg', (20, 30), box)])
+    names = ('a.jpg', 'rotated.jpg', 'absent.jpg')
     images = [{'id': i, 'file_name': name, 'height': 20, 'width': 30} for i, name in enumerate(names)]
     images[1].update(height=30, width=20)
     annotations = [annotation(i, (0, 0, 10, 10)) for i in range(3)]
-    figures = evaluate(store, write(tmp_path / 'x.json', images, annotations))
-    assert (figures['photos'], figures['photos_left_out'], figures['objects']) == (1, 2, 1)
-    assert figures['recall_70'] == 1
+    results = evaluate(store, write(tmp_path / 'x.json', images, annotations))
+    assert (results['images'], results['images_left_out'], results['objects']) == (1, 2, 1)
+    assert results['recall_70'] == 1
 
 
-def test_faulty_annotations(tmp_path):
+def test_invalid_annotations_are_rejected(tmp_path):
     store = ProposalStore([(1, 'a.jpg', (20, 30), np.zeros((0, 4)))])
     image = {'id': 1, 'file_name': 'a.jpg'}
-    with pytest.raises(InputError, match='cannot read'):
+    with pytest.raises(InputError, match='absent.json'):
         evaluate(store, tmp_path / 'absent.json')
     for annotations in (None, [{'image_id': 1}], [{'image_id': 1, 'bbox': [1, 2]}], [1]):
-        with pytest.raises(InputError, match='has no "annotations"'):
+        with pytest.raises(InputError, match='x.json'):
             evaluate(store, write(tmp_path / 'x.json', [image], annotations))
     for images in ([image], [{'id': 5, 'file_name': 'b.jpg'}]):
-        with pytest.raises(InputError, match='another set of photos'):
+        with pytest.raises(InputError, match='x.json'):
             evaluate(store, write(tmp_path / 'x.json', images, []))

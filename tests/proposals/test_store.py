@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ccop_mm.errors import InputError
 from ccop_mm.proposals import ProposalStore
+from ccop_mm.utils.errors import InputError
 
 SKIPPED = {'b/ö.jpg': 'truncated or damaged JPEG', 'a.jpg': 'the file is empty'}
 
@@ -35,13 +35,13 @@ def saved(tmp_path):
     return path
 
 
-def refuse(path, match):
+def assert_rejected(path, match):
     with pytest.raises(InputError, match=match) as caught:
         ProposalStore.load(path)
     assert '\n' not in str(caught.value)
 
 
-def check_content(loaded):
+def assert_content(loaded):
     entries = random_entries()
     assert loaded.image_ids.tolist() == sorted(entry[0] for entry in entries)
     assert len(loaded) == len(entries)
@@ -56,10 +56,10 @@ def check_content(loaded):
 
 
 def test_round_trip(saved):
-    check_content(ProposalStore.load(saved))
+    assert_content(ProposalStore.load(saved))
 
 
-def test_bytes_depend_on_the_content_alone(saved, tmp_path):
+def test_bytes_depend_on_the_content_only(saved, tmp_path):
     entries = random_entries()[::-1]
     ProposalStore(entries, dict(reversed(SKIPPED.items())), {'mode': 'fast'}).save(tmp_path / 'other.npz')
     assert (tmp_path / 'other.npz').read_bytes() == saved.read_bytes()
@@ -68,14 +68,14 @@ def test_bytes_depend_on_the_content_alone(saved, tmp_path):
         assert {info.compress_type for info in file.infolist()} == {zipfile.ZIP_STORED}
 
 
-def test_what_a_caller_does_to_boxes_stays_with_the_caller(saved):
+def test_boxes_are_a_copy(saved):
     loaded = ProposalStore.load(saved)
     loaded.boxes(139)[:] = 0
-    check_content(loaded)
+    assert_content(loaded)
 
 
 @pytest.mark.parametrize('image_id', [1, 13, 2**60])
-def test_unknown_ids(saved, image_id):
+def test_unknown_ids_raise_key_errors(saved, image_id):
     loaded = ProposalStore.load(saved)
     assert image_id not in loaded
     for method in (loaded.boxes, loaded.file_name, loaded.size):
@@ -83,74 +83,74 @@ def test_unknown_ids(saved, image_id):
             method(image_id)
 
 
-def test_nothing_in_it(tmp_path):
+def test_empty_store(tmp_path):
     ProposalStore([]).save(tmp_path / 'empty.npz')
     loaded = ProposalStore.load(tmp_path / 'empty.npz')
     assert (len(loaded), 0 in loaded, loaded.skipped) == (0, False, {})
 
 
-def test_an_id_or_a_name_twice_is_refused():
+def test_duplicate_ids_and_names_are_rejected():
     first = random_entries()[0]
     for entry in ((first[0], 'other.jpg', *first[2:]), (5, *first[1:])):
         with pytest.raises(ValueError, match='twice'):
             ProposalStore([*random_entries(), entry])
 
 
-def test_files_that_are_no_store(tmp_path, saved):
+def test_other_files_are_rejected(tmp_path, saved):
     path = tmp_path / 'x.npz'
-    refuse(path, 'no proposals file')
+    assert_rejected(path, 'x.npz')
     path.write_bytes(b'')
-    refuse(path, 'not a proposals file')
+    assert_rejected(path, 'x.npz is not')
     path.write_text('{"images": []}')
-    refuse(path, 'not a proposals file')
+    assert_rejected(path, 'x.npz is not')
     np.savez(path, boxes=np.zeros((3, 4)))
-    refuse(path, 'not a proposals file')
+    assert_rejected(path, 'x.npz is not')
     np.savez(path, metadata=np.frombuffer(b'{"format": "other"}', np.uint8), checksum=np.zeros(1))
-    refuse(path, 'not a proposals file')
+    assert_rejected(path, 'x.npz is not')
 
 
-def test_every_cut_is_refused(saved, tmp_path):
+def test_truncated_files_are_rejected(saved, tmp_path):
     content = saved.read_bytes()
     path = tmp_path / 'cut.npz'
     for length in range(2, len(content), 97):
         path.write_bytes(content[:length])
-        refuse(path, 'cut short or altered')
+        assert_rejected(path, 'cut.npz is truncated')
 
 
-def test_altered_bytes_are_refused_or_change_nothing(saved, tmp_path):
+def test_modified_bytes_are_rejected_or_change_nothing(saved, tmp_path):
     content = bytearray(saved.read_bytes())
-    path = tmp_path / 'altered.npz'
-    refused = 0
+    path = tmp_path / 'modified.npz'
+    rejected = 0
     for place in range(0, len(content), 23):
         content[place] ^= 0x10
         path.write_bytes(content)
         content[place] ^= 0x10
         try:
-            check_content(ProposalStore.load(path))  # such as a date in the zip's directory
+            assert_content(ProposalStore.load(path))  # for example, a date in the directory of the zip file
         except InputError:
-            refused += 1
-    # Of so small a file a quarter is the zip's directory, padding and dates.
-    assert refused > len(content) // 23 * 0.65
+            rejected += 1
+    # A quarter of such a small file is the directory of the zip file, padding and dates.
+    assert rejected > len(content) // 23 * 0.65
 
 
-def test_an_altered_box_is_refused(saved, tmp_path):
-    """The zip file's own checksums are right here, as after an edit with another tool."""
+def test_modified_box_is_rejected(saved, tmp_path):
+    """The checksums of the zip file are correct, as after an edit with another tool."""
     with np.load(saved, allow_pickle=False) as file:
         arrays = dict(file)
     arrays['boxes'][0, 0] += 1
     np.savez(tmp_path / 'edited.npz', **arrays)
-    refuse(tmp_path / 'edited.npz', 'altered')
+    assert_rejected(tmp_path / 'edited.npz', 'edited.npz is truncated')
 
 
-def test_a_newer_format_is_refused(saved, tmp_path):
+def test_newer_format_is_rejected(saved, tmp_path):
     content = saved.read_bytes()
-    # The zip file's own checksum is wrong afterwards, which nobody looks at: ours covers the same bytes and more.
+    # This invalidates the checksum of the zip member, which is not verified: our checksum covers the same bytes.
     (tmp_path / 'new.npz').write_bytes(content.replace(b'"format_version": 2', b'"format_version": 3'))
-    refuse(tmp_path / 'new.npz', 'is of format 3: update ccop_mm')
+    assert_rejected(tmp_path / 'new.npz', 'new.npz .*3')
 
 
 def write_format_1(path, boxes, checksum=None):
-    """What the first release wrote, by plain numpy: one photo skipped, two searched, one of them with boxes."""
+    """Writes format 1 with numpy: one skipped image, and two others, one of which has boxes."""
     metadata = json.dumps({'mode': 'fast', 'format': 'ccop_mm proposals', 'format_version': 1}, sort_keys=True)
     texts = {'names': 'y.jpgx.jpg', 'skipped_names': 'a.jpg', 'skipped_reasons': 'empty'}
     arrays = {
@@ -172,7 +172,7 @@ def write_format_1(path, boxes, checksum=None):
     np.savez(path, checksum=np.frombuffer(digest.digest(), np.uint8), **arrays)
 
 
-def test_format_1_is_read_and_becomes_format_2(tmp_path):
+def test_format_1_is_read_and_saved_as_format_2(tmp_path):
     boxes = np.array([[1, 2, 30.5, 20], [0, 0, 9, 9]], np.float32)
     write_format_1(tmp_path / 'old.npz', boxes)
     old = ProposalStore.load(tmp_path / 'old.npz')
@@ -187,18 +187,18 @@ def test_format_1_is_read_and_becomes_format_2(tmp_path):
     content = bytearray((tmp_path / 'old.npz').read_bytes())
     content[content.index(boxes.tobytes())] ^= 1
     (tmp_path / 'old.npz').write_bytes(content)
-    refuse(tmp_path / 'old.npz', 'altered')
+    assert_rejected(tmp_path / 'old.npz', 'old.npz is truncated')
 
 
-def test_whole_pixels_take_half_the_space_and_come_back_exact(tmp_path):
+def test_whole_pixels_are_stored_exactly_in_half_the_space(tmp_path):
     rng = np.random.default_rng(0)
     sizes = {}
     for name, boxes in {
         'whole': rng.integers(0, 65536, (10000, 4)),
         'one too large': np.append(rng.integers(0, 65536, (9999, 4)), [[0, 0, 65536, 9]], axis=0),
         'one negative': np.append(rng.integers(0, 65536, (9999, 4)), [[-1, 0, 5, 9]], axis=0),
-        'one broken': np.append(rng.integers(0, 65536, (9999, 4)), [[0.5, 0, 5, 9]], axis=0),
-        'one not a number': np.append(rng.integers(0, 65536, (9999, 4)), [[np.nan, 0, 5, 9]], axis=0),
+        'one fraction': np.append(rng.integers(0, 65536, (9999, 4)), [[0.5, 0, 5, 9]], axis=0),
+        'one nan': np.append(rng.integers(0, 65536, (9999, 4)), [[np.nan, 0, 5, 9]], axis=0),
     }.items():
         ProposalStore([(1, 'x.jpg', (9, 9), boxes)]).save(tmp_path / name)
         loaded = ProposalStore.load(tmp_path / name).boxes(1)
@@ -208,37 +208,37 @@ def test_whole_pixels_take_half_the_space_and_come_back_exact(tmp_path):
     assert sizes.pop('whole') < 0.55 * min(sizes.values())
 
 
-def test_pickled_it_is_its_path_and_the_file_must_stay(saved, tmp_path):
+def test_pickle_contains_the_path_and_checks_the_file(saved, tmp_path):
     loaded = ProposalStore.load(saved)
-    loaded.skipped  # noqa: B018 (kept by the store, not by the pickle)
+    loaded.skipped  # noqa: B018 (cached in the store, not in the pickle)
     content = pickle.dumps(loaded)
     assert len(content) < 1000
-    check_content(pickle.loads(content))
-    check_content(copy.deepcopy(loaded))
-    check_content(pickle.loads(pickle.dumps(ProposalStore(random_entries(), SKIPPED, {'mode': 'fast'}))))
+    assert_content(pickle.loads(content))
+    assert_content(copy.deepcopy(loaded))
+    assert_content(pickle.loads(pickle.dumps(ProposalStore(random_entries(), SKIPPED, {'mode': 'fast'}))))
     ProposalStore(random_entries(1), SKIPPED, {'mode': 'fast'}).save(saved)
-    check_content(loaded)  # has the old file's pages still
-    with pytest.raises(InputError, match='changed or removed while it was in use'):
+    assert_content(loaded)  # still maps the pages of the old file
+    with pytest.raises(InputError, match='proposals.npz'):
         pickle.loads(content)
     saved.unlink()
-    with pytest.raises(InputError, match='changed or removed while it was in use'):
+    with pytest.raises(InputError, match='proposals.npz'):
         pickle.loads(content)
 
 
 def test_names_digests_and_counts(saved, tmp_path):
     loaded = ProposalStore.load(saved)
     for image_id, name, _, boxes in random_entries():
-        assert loaded.id_of(name) == image_id
+        assert loaded.image_id(name) == image_id
         assert loaded.num_boxes[loaded.image_ids.tolist().index(image_id)] == len(boxes)
         assert loaded.digest(image_id) == 0
     with pytest.raises(KeyError, match='absent'):
-        loaded.id_of('absent')
+        loaded.image_id('absent')
     ProposalStore(random_entries(), digests={139: 2**64 - 1}).save(tmp_path / 'x.npz')
     digests = ProposalStore.load(tmp_path / 'x.npz')
     assert (digests.digest(139), digests.digest(12)) == (2**64 - 1, 0)
 
 
-def test_pickled_payload_is_not_run(tmp_path, saved):
+def test_pickled_payload_is_not_executed(tmp_path, saved):
     ran = tmp_path / 'ran'
 
     class Payload:
@@ -251,7 +251,7 @@ def test_pickled_payload_is_not_run(tmp_path, saved):
     with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, 'w') as target:
         for info in source.infolist():
             target.writestr(info, planted.getvalue() if info.filename == 'boxes.npy' else source.read(info))
-    refuse(path, 'altered')
+    assert_rejected(path, 'planted.npz is truncated')
     assert not ran.exists()
 
 

@@ -1,100 +1,108 @@
-"""What grouping needs to know of the segments: boxes, sizes, neighbours, histograms of colour and texture.
+"""Features of the segments for grouping: boxes, sizes, neighbors, and histograms of color and texture.
 
-Image filters are OpenCV's own, called with the arguments that its selective search gives them.
+Image filters are OpenCV functions, called with the arguments that its selective search passes.
 """
 
 import functools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from ccop_mm.proposals.selective_search.jit import kernel
 
-COLOUR_BINS, TEXTURE_BINS = 25, 10
-#: A float division, as in OpenCV; from the range and number of its bins.
+COLOR_BINS, TEXTURE_BINS = 25, 10
+#: Bin of each stretched derivative value: a float32 division of the value by the bin width, as in OpenCV.
 _TEXTURE_BIN = (np.arange(256, dtype=np.float32) / (np.float32(256) / np.float32(TEXTURE_BINS))).astype(np.uint8)
 
 
-class Plane:
-    """One channel of an image, with the bins of its pixels.
+class Channel:
+    """One channel of an image, and the histogram bins of its pixels.
 
     Args:
         values (np.ndarray): (H, W) uint8.
     """
 
-    def __init__(self, values):
+    def __init__(self, values: np.ndarray) -> None:
         self.values = np.ascontiguousarray(values)
 
     @functools.cached_property
-    def colour_bins(self):
-        """(1, H * W) uint8 in [0, 25)."""
-        return (self.values.astype(np.uint16) * COLOUR_BINS >> 8).astype(np.uint8).reshape(1, -1)
+    def color_bins(self) -> np.ndarray:
+        """np.ndarray: (1, H * W) uint8 in [0, 25)."""
+        return (self.values.astype(np.uint16) * COLOR_BINS >> 8).astype(np.uint8).reshape(1, -1)
 
     @functools.cached_property
-    def texture_bins(self):
-        """(4, H * W) uint8, see :func:`signed_bins`, and (4, 2) int32, the bins of 0 in each derivative's two parts."""
+    def texture_bins(self) -> tuple[np.ndarray, np.ndarray]:
+        """tuple[np.ndarray, np.ndarray]: (4, H * W) uint8 bins and (4, 2) int32 bins of 0, see :func:`signed_bins`."""
         bins, zeros = zip(*map(signed_bins, derivatives(self.values)), strict=True)
         return np.stack(bins), np.array(zeros, np.int32)
 
 
-def derivatives(values):
-    """Scharr derivatives along x, y and both diagonals; the latter of the image turned by 45 degrees, turned back.
+def derivatives(values: np.ndarray) -> list[np.ndarray]:
+    """Computes Scharr derivatives along x, y and both diagonals.
+
+    Diagonal derivatives are those along x and y of the image rotated by 45 degrees, rotated back.
 
     Args:
         values (np.ndarray): (H, W) uint8.
 
     Returns:
-        list[np.ndarray]: Four of (H, W) float32.
+        list[np.ndarray]: Four arrays (H, W) float32.
     """
     height, width = values.shape
-    centre = (width / 2, height / 2)
-    turn = cv2.getRotationMatrix2D(centre, 45.0, 1.0)
-    wide, high = _turned_size(centre, width, height)
-    turn[:, 2] += (wide / 2 - centre[0], high / 2 - centre[1])
-    turned = cv2.warpAffine(values, turn, (wide, high))
+    center = (width / 2, height / 2)
+    rotation = cv2.getRotationMatrix2D(center, 45.0, 1.0)
+    wide, high = _rotated_size(center, width, height)
+    rotation[:, 2] += (wide / 2 - center[0], high / 2 - center[1])
+    rotated = cv2.warpAffine(values, rotation, (wide, high))
     back = cv2.getRotationMatrix2D((wide // 2, high // 2), -45.0, 1.0)
     left, top = max(0, (wide - width) // 2), max(0, (high - height) // 2)
-    straight = [cv2.Scharr(values, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
-    diagonal = [cv2.Scharr(turned, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
-    # OpenCV warps the whole box round the turned image; beyond the photo's corner nothing of it is read.
+    axial = [cv2.Scharr(values, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
+    diagonal = [cv2.Scharr(rotated, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
+    # OpenCV warps the whole bounding box of the rotated image, but reads nothing beyond the corner of the original.
     size = (left + width, top + height)
-    return straight + [cv2.warpAffine(turned, back, size)[top:, left:] for turned in diagonal]
+    return axial + [cv2.warpAffine(derivative, back, size)[top:, left:] for derivative in diagonal]
 
 
-def _turned_size(centre, width, height):
-    """Size of the smallest whole-pixel box round a rectangle turned by 45 degrees, as ``RotatedRect::boundingRect``."""
-    corners = cv2.boxPoints((centre, (width, height), 45.0))
-    return (int(n) for n in np.ceil(corners.max(0)) - np.floor(corners.min(0)) + 1)
+def _rotated_size(center: tuple[float, float], width: int, height: int) -> tuple[int, int]:
+    """Computes the size of the bounding box, in whole pixels, of a rectangle rotated by 45 degrees.
+
+    As ``RotatedRect::boundingRect`` does.
+    """
+    corners = cv2.boxPoints((center, (width, height), 45.0))
+    wide, high = np.ceil(corners.max(0)) - np.floor(corners.min(0)) + 1
+    return int(wide), int(high)
 
 
-def signed_bins(derivative):
-    """Bins of a derivative's positive and negative part, in one number, since one of them is 0 at every pixel.
+def signed_bins(derivative: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Computes the bins of a derivative's positive and negative part as one number per pixel.
 
-    OpenCV stretches each part to 0-255 by its extremes, in ``Mat.convertTo``. Python cannot call that;
-    ``convertScaleAbs`` does the same where the result is not negative.
+    One number is enough because one of the parts is 0 at every pixel. OpenCV stretches each part to 0-255 by its
+    extremes with ``Mat.convertTo``, which has no Python binding; ``convertScaleAbs`` is equal for nonnegative results.
 
     Args:
         derivative (np.ndarray): (H, W) float32.
 
     Returns:
-        tuple[np.ndarray, tuple]: (H * W,) uint8, the bin of the positive part where that is more than 0, else 10 + the
-        bin of the negative part; the bins that 0 falls in, in the positive and in the negative part.
+        tuple[np.ndarray, tuple[int, int]]: (H * W,) uint8, the bin of the positive part where that is above 0, else the
+        bin of the negative part plus 10; the bins of the value 0 in the positive and in the negative part.
     """
     derivative = np.ascontiguousarray(derivative)
     low, high, _, _ = cv2.minMaxLoc(derivative)
     stretched, zeros = [], []
     for part_low, part_high in ((max(low, 0.0), max(high, 0.0)), (min(low, 0.0), min(high, 0.0))):
-        with np.errstate(all='ignore'):  # a flat part gives infinities, which end as 0, in OpenCV too
+        with np.errstate(all='ignore'):  # a constant part gives infinities, which become 0, as in OpenCV
             scale = np.float64(255) / (part_high - part_low)
             shift = -255 * np.float64(part_low) / (part_high - part_low)
         stretched.append(cv2.convertScaleAbs(derivative, alpha=scale, beta=shift).reshape(-1))
         zeros.append(_TEXTURE_BIN[cv2.convertScaleAbs(np.zeros((1, 1), np.float32), alpha=scale, beta=shift)[0, 0]])
-    return choose_bins(derivative.reshape(-1), *stretched, _TEXTURE_BIN), tuple(zeros)
+    bins = combine_signs(derivative.reshape(-1), *stretched, _TEXTURE_BIN)
+    return bins, (zeros[0], zeros[1])
 
 
 @kernel('uint8[::1](float32[::1], uint8[::1], uint8[::1], uint8[::1])')
-def choose_bins(derivative, positive, negative, table):
-    """``table[positive]`` where the derivative is more than 0, else ``len(bins) + table[negative]``; all of (P,)."""
+def combine_signs(derivative: np.ndarray, positive: np.ndarray, negative: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns (P,) ``table[positive]`` where the derivative is above 0, else ``TEXTURE_BINS + table[negative]``."""
     bins = np.empty(len(derivative), np.uint8)
     for p in range(len(derivative)):
         if derivative[p] > 0:
@@ -105,69 +113,71 @@ def choose_bins(derivative, positive, negative, table):
 
 
 class Histograms:
-    """Colour and texture of the segments of several segmentations of one image.
+    """Color and texture histograms of the segments of several segmentations of one image.
 
-    Pixels are counted once, in the pieces into which the segmentations together cut the image; a segment's histogram is
-    the sum of its pieces'.
+    The segmentations together divide the image into pieces. Pixels are counted once, by piece; the histogram of a
+    segment is the sum over its pieces.
 
     Args:
-        planes (list[Plane]): The image.
-        labels (list[np.ndarray]): (H, W) int32 of each segmentation.
+        channels (Sequence[Channel]): Channels of the image.
+        labels (Sequence[np.ndarray]): (H, W) int32 labels of each segmentation.
     """
 
-    def __init__(self, planes, labels):
-        self.planes = planes
+    def __init__(self, channels: Sequence[Channel], labels: Sequence[np.ndarray]) -> None:
+        self.channels = channels
         self.pieces, self.labels_of_piece = overlay(np.stack([each.reshape(-1) for each in labels]))
 
     @functools.cached_property
-    def _colour(self):
+    def _piece_colors(self) -> list[np.ndarray]:
         num_pieces = len(self.labels_of_piece)
-        return [count_bins(self.pieces, plane.colour_bins, num_pieces, COLOUR_BINS) for plane in self.planes]
+        return [count_bins(self.pieces, channel.color_bins, num_pieces, COLOR_BINS) for channel in self.channels]
 
     @functools.cached_property
-    def _texture(self):
+    def _piece_textures(self) -> list[np.ndarray]:
         num_pieces = len(self.labels_of_piece)
-        return [count_bins(self.pieces, plane.texture_bins[0], num_pieces, 2 * TEXTURE_BINS) for plane in self.planes]
+        return [
+            count_bins(self.pieces, channel.texture_bins[0], num_pieces, 2 * TEXTURE_BINS) for channel in self.channels
+        ]
 
-    def colours(self, index, count):
-        """(V, C * 25) float32 shares of the ``count`` segments of the segmentation of that index."""
+    def colors(self, index: int, count: int) -> np.ndarray:
+        """Computes (V, C * 25) float32 normalized histograms of the ``count`` segments of segmentation ``index``."""
         labels = np.ascontiguousarray(self.labels_of_piece[:, index])
-        counts = np.hstack([gather(counts, labels, count) for counts in self._colour]).astype(np.float32)
-        # OpenCV adds up floats, one after the other, which rounds in segments of more than 2^24 / 3 pixels.
+        counts = np.hstack([gather(counts, labels, count) for counts in self._piece_colors]).astype(np.float32)
+        # OpenCV sums floats one after the other, which rounds in segments of more than 2^24 / 3 pixels.
         return counts / np.cumsum(counts, axis=1)[:, -1:]
 
-    def textures(self, index, count):
-        """(V, C * 80) float32 shares of the ``count`` segments of the segmentation of that index."""
+    def textures(self, index: int, count: int) -> np.ndarray:
+        """Computes (V, C * 80) float32 normalized histograms of the ``count`` segments of segmentation ``index``."""
         labels = np.ascontiguousarray(self.labels_of_piece[:, index])
         counts = np.hstack(
             [
-                split_signs(gather(counts, labels, count), plane.texture_bins[1])
-                for counts, plane in zip(self._texture, self.planes, strict=True)
+                split_signs(gather(counts, labels, count), channel.texture_bins[1])
+                for counts, channel in zip(self._piece_textures, self.channels, strict=True)
             ]
         )
         return counts.astype(np.float32) / counts.sum(axis=1, keepdims=True).astype(np.float32)
 
 
 @kernel()
-def _place(table, found, labels):
-    """Where in the table of 2^n places this piece is, or belongs."""
+def _slot(table: np.ndarray, found: np.ndarray, labels: np.ndarray) -> np.int64:
+    """Returns the slot of a piece in the hash table of 2^n slots, or the empty slot for it."""
     key = np.int64(0)
     for label in labels:
         key = key * 1000003 + label
-    place = (key ^ (key >> 17)) & (len(table) - 1)
-    while table[place] >= 0:
+    slot = (key ^ (key >> 17)) & (len(table) - 1)
+    while table[slot] >= 0:
         same = True
         for k in range(len(labels)):
-            same = same and found[table[place], k] == labels[k]
+            same = same and found[table[slot], k] == labels[k]
         if same:
             break
-        place = (place + 1) & (len(table) - 1)
-    return place
+        slot = (slot + 1) & (len(table) - 1)
+    return slot
 
 
 @kernel('Tuple((int32[::1], int32[:, ::1]))(int32[:, ::1])')
-def overlay(labels):
-    """Cuts an image along the borders of several segmentations.
+def overlay(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides an image along the boundaries of several segmentations.
 
     Args:
         labels (np.ndarray): (K, P) int32.
@@ -178,7 +188,7 @@ def overlay(labels):
     num, count = labels.shape
     pieces = np.empty(count, np.int32)
     found, num_found = np.empty((512, num), np.int32), 0
-    # An open hash table of the pieces, -1 where empty; rebuilt, twice as large, when half full.
+    # Open-addressing hash table of the pieces, -1 where empty; rebuilt with twice the size when half full.
     table = np.full(1024, -1, np.int32)
     piece = -1
     for p in range(count):
@@ -190,29 +200,29 @@ def overlay(labels):
                 found = np.concatenate((found, np.empty_like(found)))
                 table = np.full(2 * len(table), -1, np.int32)
                 for other in range(num_found):
-                    table[_place(table, found, found[other])] = other
-            place = _place(table, found, labels[:, p])
-            if table[place] < 0:
-                table[place] = num_found
+                    table[_slot(table, found, found[other])] = other
+            slot = _slot(table, found, labels[:, p])
+            if table[slot] < 0:
+                table[slot] = num_found
                 found[num_found] = labels[:, p]
                 num_found += 1
-            piece = table[place]
+            piece = table[slot]
         pieces[p] = piece
     return pieces, found[:num_found].copy()
 
 
 @kernel('int32[:, :, ::1](int32[::1], uint8[:, ::1], int64, int64)')
-def count_bins(labels, bins, num_labels, num_bins):
-    """Histograms of labelled pixels.
+def count_bins(labels: np.ndarray, bins: np.ndarray, num_labels: int, num_bins: int) -> np.ndarray:
+    """Computes the histograms of labeled pixels.
 
     Args:
         labels (np.ndarray): (P,) int32 in [0, num_labels).
-        bins (np.ndarray): (C, P) uint8 in [0, num_bins), of each channel.
-        num_labels (int): A.
-        num_bins (int): B.
+        bins (np.ndarray): (C, P) uint8 in [0, num_bins), for each channel.
+        num_labels (int): Number of labels A.
+        num_bins (int): Number of bins B.
 
     Returns:
-        np.ndarray: (C, A, B) int32 pixels.
+        np.ndarray: (C, A, B) int32 numbers of pixels.
     """
     counts = np.zeros((len(bins), num_labels, num_bins), np.int32)
     for channel in range(len(bins)):
@@ -222,8 +232,8 @@ def count_bins(labels, bins, num_labels, num_bins):
 
 
 @kernel('int32[:, ::1](int32[:, :, ::1], int32[::1], int64)')
-def gather(counts, labels, num_labels):
-    """Adds up the histograms of pieces with one label: (C, A, B) int32, (A,) int32 labels -> (V, C * B) int32."""
+def gather(counts: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Sums the histograms (C, A, B) int32 of pieces with the same label (A,) int32; returns (V, C * B) int32."""
     channels, pieces, bins = counts.shape
     sums = np.zeros((num_labels, channels * bins), np.int32)
     for channel in range(channels):
@@ -234,15 +244,15 @@ def gather(counts, labels, num_labels):
 
 
 @kernel('int32[:, ::1](int32[:, ::1], int32[:, ::1])')
-def split_signs(counts, zeros):
-    """Histograms of the positive and of the negative part of each derivative.
+def split_signs(counts: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """Separates the histograms of the positive and the negative part of each derivative.
 
     Args:
-        counts (np.ndarray): (V, D * 20) int32 pixels by :func:`signed_bins`.
-        zeros (np.ndarray): (D, 2) int32 bins of 0; where one part is not 0 the other is.
+        counts (np.ndarray): (V, D * 20) int32 histograms of :func:`signed_bins`.
+        zeros (np.ndarray): (D, 2) int32 bins of the value 0, which one of the parts has at every pixel.
 
     Returns:
-        np.ndarray: (V, D * 20) int32; of each derivative the positive part's 10 bins, then the negative part's.
+        np.ndarray: (V, D * 20) int32; for each derivative 10 bins of the positive part, then 10 of the negative part.
     """
     parts = counts.copy()
     for v in range(len(counts)):
@@ -255,18 +265,19 @@ def split_signs(counts, zeros):
     return parts
 
 
-def describe(labels, count):
-    """Boxes, sizes and neighbours of the segments.
+def describe(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Computes boxes, sizes and neighbors of the segments.
 
-    Segments are neighbours if a pixel of one has one of the other to its left, above, or above to the left. As in
-    OpenCV, the pixels of the first row and column do not look, so a photo of one row has no neighbours at all.
+    Segments are neighbors if a pixel of one has a pixel of the other to its left, above, or above to the left. As in
+    OpenCV, this is not tested for pixels of the first row and column, so an image of one row has no neighbors.
 
     Args:
         labels (np.ndarray): (H, W) int32 in [0, count).
-        count (int): V.
+        count (int): Number of segments V.
 
     Returns:
-        tuple: (V, 4) int32 xyxy boxes, exclusive; (V,) int32 sizes in pixels; (E, 2) int32 pairs i < j, ascending.
+        tuple[np.ndarray, np.ndarray, np.ndarray]: (V, 4) int32 xyxy boxes, x2 and y2 exclusive; (V,) int32 sizes in
+        pixels; (E, 2) int32 neighbors i < j, ascending.
     """
     boxes, sizes, table = scan(labels, count)
     pairs = np.sort(table[table >= 0])
@@ -274,21 +285,21 @@ def describe(labels, count):
 
 
 @kernel()
-def _insert(table, value):
-    """Adds a value to a table of 2^n places; False if it was there."""
+def _insert(table: np.ndarray, value: int) -> bool:
+    """Inserts a value into a hash table of 2^n slots; returns False if it was present."""
     mask = len(table) - 1
-    place = (value ^ (value >> 15)) & mask
-    while table[place] >= 0:
-        if table[place] == value:
+    slot = (value ^ (value >> 15)) & mask
+    while table[slot] >= 0:
+        if table[slot] == value:
             return False
-        place = (place + 1) & mask
-    table[place] = value
+        slot = (slot + 1) & mask
+    table[slot] = value
     return True
 
 
 @kernel('Tuple((int32[:, ::1], int32[::1], int64[::1]))(int32[:, ::1], int64)')
-def scan(labels, count):
-    """The work of :func:`describe`: boxes, sizes, and a table of i * count + j for neighbours i < j, -1 where empty."""
+def scan(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Computes boxes, sizes, and a hash table of i * count + j for neighbors i < j, -1 where empty."""
     height, width = labels.shape
     boxes, sizes = np.empty((count, 4), np.int32), np.zeros(count, np.int32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2:] = width, height, 0

@@ -1,4 +1,4 @@
-"""Histograms to the last bit, through the similarities that OpenCV computes; the rest against plain loops."""
+"""Histograms, compared bit by bit with OpenCV's similarities; other features, compared with plain loops."""
 
 import cv2
 import numpy as np
@@ -10,23 +10,23 @@ from ccop_mm.proposals.selective_search.graph import Graph
 
 def segment(image, ks=(60, 150)):
     segments = [Graph(image).segment(k) for k in ks]
-    planes = [features.Plane(values) for values in cv2.split(image)]
-    return segments, features.Histograms(planes, [labels for labels, _ in segments])
+    channels = [features.Channel(values) for values in cv2.split(image)]
+    return segments, features.Histograms(channels, [labels for labels, _ in segments])
 
 
 def intersection(histograms, i, j):
-    return np.cumsum(np.minimum(histograms[i], histograms[j]))[-1]  # cumsum adds one after the other
+    return np.cumsum(np.minimum(histograms[i], histograms[j]))[-1]  # cumsum adds sequentially
 
 
 @pytest.mark.parametrize('name', ['Color', 'Texture'])
-def test_intersections_are_opencv_s(images, name):
+def test_intersections_equal_opencv(images, name):
     compared = 0
     for image in images:
         segments, histograms = segment(image)
         for index, (labels, count) in enumerate(segments):
             strategy = getattr(cv2.ximgproc.segmentation, f'createSelectiveSearchSegmentationStrategy{name}')()
             strategy.setImage(image, labels, np.bincount(labels.ravel()).astype(np.int32).reshape(-1, 1), -1)
-            ours = (histograms.colours if name == 'Color' else histograms.textures)(index, count)
+            ours = (histograms.colors if name == 'Color' else histograms.textures)(index, count)
             for i in range(count):
                 for j in range(i + 1):
                     assert intersection(ours, i, j) == np.float32(strategy.get(i, j))
@@ -34,7 +34,7 @@ def test_intersections_are_opencv_s(images, name):
     assert compared > 300
 
 
-def test_photo_s_textures_are_opencv_s(coco_cc31):
+def test_textures_of_a_coco_image_equal_opencv(coco_cc31):
     path = min((coco_cc31 / 'images').rglob('*.jpg'), key=lambda path: path.stat().st_size)
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2Lab)
     segments, histograms = segment(image, (150, 450))
@@ -47,7 +47,7 @@ def test_photo_s_textures_are_opencv_s(coco_cc31):
         assert intersection(ours, i, 0) == np.float32(strategy.get(i, 0))
 
 
-def test_boxes_sizes_and_neighbours_by_plain_loops():
+def test_boxes_sizes_and_neighbors_equal_plain_loops():
     labels = np.random.default_rng(0).integers(0, 40, (30, 25)).astype(np.int32).repeat(2, 0)
     boxes, sizes, pairs = features.describe(labels, 40)
     expected = set()
@@ -56,7 +56,7 @@ def test_boxes_sizes_and_neighbours_by_plain_loops():
             for other in (labels[y, x - 1], labels[y - 1, x], labels[y - 1, x - 1]):
                 if other != labels[y, x]:
                     expected.add((min(other, labels[y, x]), max(other, labels[y, x])))
-    assert len(expected) > 512  # the table has grown
+    assert len(expected) > 512  # the hash table has been enlarged
     assert [tuple(pair) for pair in pairs] == sorted(expected)
     for v in range(40):
         y, x = np.nonzero(labels == v)
@@ -64,7 +64,7 @@ def test_boxes_sizes_and_neighbours_by_plain_loops():
         assert sizes[v] == len(x)
 
 
-@pytest.mark.parametrize('num_labels', [2, 60])  # 60: more pieces than the table begins with
+@pytest.mark.parametrize('num_labels', [2, 60])  # 60: more pieces than the initial size of the table
 def test_pieces_are_the_distinct_columns_of_labels(num_labels):
     labels = np.random.default_rng(0).integers(0, num_labels, (3, 4000)).astype(np.int32)
     pieces, labels_of_piece = features.overlay(labels)
@@ -72,7 +72,7 @@ def test_pieces_are_the_distinct_columns_of_labels(num_labels):
     assert len(labels_of_piece) == len(np.unique(labels.T, axis=0))
 
 
-def test_counts_of_pieces_add_up():
+def test_counts_are_summed_over_pieces():
     rng = np.random.default_rng(0)
     bins = rng.integers(0, 5, (2, 1000)).astype(np.uint8)
     pieces, labels = rng.integers(0, 12, 1000).astype(np.int32), rng.integers(0, 4, 12).astype(np.int32)
@@ -82,7 +82,7 @@ def test_counts_of_pieces_add_up():
         np.testing.assert_array_equal(counts[v], np.concatenate([np.bincount(row, minlength=5) for row in inside]))
 
 
-def test_signed_bins_are_those_of_the_two_stretched_parts():
+def test_signed_bins_equal_those_of_the_two_stretched_parts():
     derivative = np.random.default_rng(0).normal(0, 50, (40, 50)).astype(np.float32)
     derivative[:5] = 0
     bins, zeros = features.signed_bins(derivative)

@@ -1,4 +1,4 @@
-"""Segmentations against OpenCV's, pixel by pixel."""
+"""Segmentations, compared with OpenCV pixel by pixel."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ def opencv_labels(image, k):
     return cv2.ximgproc.segmentation.createGraphSegmentation(graph.SIGMA, k, graph.MIN_SIZE).processImage(image)
 
 
-def test_labels_are_opencv_s(images):
+def test_labels_equal_opencv(images):
     for image in images:
         edges = graph.Graph(image)
         for k in (20, 150, 450):
@@ -20,7 +20,7 @@ def test_labels_are_opencv_s(images):
             assert count == labels.max() + 1
 
 
-def test_labels_of_photos_are_opencv_s(coco_cc31):
+def test_labels_of_coco_images_equal_opencv(coco_cc31):
     for path in sorted((coco_cc31 / 'images').rglob('*.jpg'))[:2]:
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2GRAY)
         edges = graph.Graph(image)
@@ -28,8 +28,8 @@ def test_labels_of_photos_are_opencv_s(coco_cc31):
             np.testing.assert_array_equal(edges.segment(k)[0], opencv_labels(image, k))
 
 
-def test_ties_that_matter_are_seen_and_broken_as_opencv_breaks_them():
-    """Stripes of 1 pixel: every small component has two neighbours at the same weight."""
+def test_relevant_ties_are_detected_and_broken_as_in_opencv():
+    """Stripes of 1 pixel: every small component has two neighbors at the same weight."""
     image = np.zeros((34, 56), np.uint8)
     image[:, ::4] = 255
     edges = graph.Graph(image)
@@ -38,8 +38,8 @@ def test_ties_that_matter_are_seen_and_broken_as_opencv_breaks_them():
     np.testing.assert_array_equal(labels, opencv_labels(image, 150))
 
 
-def test_ties_that_do_not_matter_cost_no_second_sort():
-    """Two specks in a large flat area: at equal weight, but either order joins both to it."""
+def test_irrelevant_ties_need_no_second_sort():
+    """Two spots in a large constant area have the same weight, but every order joins both to it."""
     image = np.full((60, 60), 100, np.uint8)
     image[10:14, 10:14] = image[40:44, 40:44] = 255
     edges = graph.Graph(image)
@@ -48,7 +48,7 @@ def test_ties_that_do_not_matter_cost_no_second_sort():
     np.testing.assert_array_equal(labels, opencv_labels(image, 150))
 
 
-def test_edges_are_sorted_and_none_is_lost():
+def test_edges_are_sorted_and_complete():
     weights = np.random.default_rng(0).gamma(0.5, 40, 5000).astype(np.float32)
     weights[::7] = weights[3]
     ascending, edges = graph.sort_edges(weights.copy(), np.arange(5000, dtype=np.int32))
@@ -58,7 +58,7 @@ def test_edges_are_sorted_and_none_is_lost():
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 7), (7, 1), (2, 2)])
-def test_both_lists_of_edges_hold_every_pair_of_neighbours(shape):
+def test_both_lists_of_edges_contain_every_pair_of_neighbors(shape):
     smooth = np.random.default_rng(1).random((*shape, 3), np.float32)
     height, width = shape
     weights, edges = graph.edge_weights(smooth)

@@ -1,4 +1,4 @@
-"""Hierarchies against OpenCV's, one measure at a time; its sort against the C++ library's."""
+"""Hierarchies, compared with OpenCV one measure at a time; sorting, compared with the C++ library."""
 
 import ctypes
 import shutil
@@ -21,8 +21,8 @@ MEASURES = [(0.25, 0.25, 0.25, 0.25), (0, THIRD, THIRD, THIRD), (0, 1, 0, 0), (0
 def describe(image, k):
     labels, count = Graph(image).segment(k)
     boxes, sizes, pairs = features.describe(labels, count)
-    histograms = features.Histograms([features.Plane(values) for values in cv2.split(image)], [labels])
-    return pairs, boxes, sizes, histograms.colours(0, count), histograms.textures(0, count)
+    histograms = features.Histograms([features.Channel(values) for values in cv2.split(image)], [labels])
+    return pairs, boxes, sizes, histograms.colors(0, count), histograms.textures(0, count)
 
 
 def copies(arrays):
@@ -38,25 +38,25 @@ def opencv_boxes(image, k, measure):
 
 
 @pytest.mark.parametrize('measure', MEASURES)
-def test_boxes_are_opencv_s(images, measure):
+def test_boxes_equal_opencv(images, measure):
     weights, num_unfinished = np.array(measure, np.float32), 0
     for image in images:
         regions = describe(image, 40)
         boxes = {tuple(box) for box in regions[1].tolist()}
-        joined, finished = group(*copies(regions), weights, image[..., 0].size if image.ndim == 3 else image.size)
+        merged, finished = group(*copies(regions), weights, image[..., 0].size if image.ndim == 3 else image.size)
         exact = group_exactly(*copies(regions), weights, image.shape[0] * image.shape[1])
         num_unfinished += not finished
         expected = opencv_boxes(image, 40, measure)
         assert boxes | {tuple(box) for box in exact.tolist()} == expected
         if finished:
-            assert boxes | {tuple(box) for box in joined.tolist()} == expected
-        else:  # what came before the tie is right as well
-            np.testing.assert_array_equal(joined, exact[: len(joined)])
+            assert boxes | {tuple(box) for box in merged.tolist()} == expected
+        else:  # the boxes before the tie are equal, too
+            np.testing.assert_array_equal(merged, exact[: len(merged)])
     assert num_unfinished < len(images)
 
 
 def random_regions(rng, count, hub):
-    """Regions without a common image: random neighbours, or all neighbours of the first one."""
+    """Creates regions with random neighbors, or with the first region as the only neighbor of all others."""
     every = [(i, j) for i in range(count) for j in range(i + 1, count)]
     pairs = [(0, j) for j in range(1, count)] if hub else [pair for pair in every if rng.random() < 4 / count]
     corners = rng.integers(0, 900, (count, 2))
@@ -67,14 +67,14 @@ def random_regions(rng, count, hub):
 
 
 @pytest.mark.parametrize('hub', [False, True])
-def test_heap_and_repeated_sorting_agree_where_nothing_ties(hub):
+def test_group_and_group_exactly_agree_without_ties(hub):
     rng, weights, finished = np.random.default_rng(int(hub)), np.full(4, 0.25, np.float32), 0
     for count in (1, 2, 3, 40, 200, 300):
         regions = random_regions(rng, count, hub)
-        joined, done = group(*copies(regions), weights, 10**6)
+        merged, done = group(*copies(regions), weights, 10**6)
         exact = group_exactly(*copies(regions), weights, 10**6)
-        np.testing.assert_array_equal(joined, exact[: len(joined)])
-        finished += done and len(joined) == len(exact)
+        np.testing.assert_array_equal(merged, exact[: len(merged)])
+        finished += done and len(merged) == len(exact)
         assert len(exact) == count - components(count, regions[0])
     assert finished >= 4
 
@@ -87,21 +87,21 @@ def components(count, pairs):
     return len(set(group_of))
 
 
-def test_two_equal_best_pairs_stop_the_heap():
+def test_group_stops_at_two_equal_best_pairs():
     boxes = np.array([[i, 0, i + 1, 2] for i in range(4)], np.int32)
     regions = (np.array([[0, 1], [2, 3]], np.int32), boxes, np.full(4, 2, np.int32), *np.zeros((2, 4, 0), np.float32))
-    joined, finished = group(*copies(regions), np.array([0, 0, 0, 1], np.float32), 8)
+    merged, finished = group(*copies(regions), np.array([0, 0, 0, 1], np.float32), 8)
     assert not finished
-    assert len(joined) == 0
+    assert len(merged) == 0
     assert len(group_exactly(*copies(regions), np.array([0, 0, 0, 1], np.float32), 8)) == 2
 
 
 @pytest.fixture(scope='module')
 def cpp_sort(tmp_path_factory):
-    """The C++ library's own sort of (float, unsigned) pairs by the float."""
+    """std::sort of the C++ library, applied to (float, unsigned) pairs with the float as key."""
     compiler = shutil.which('g++')
     if compiler is None:
-        pytest.skip('needs g++, to call the std::sort that is to be reproduced')
+        pytest.skip('needs g++ to call std::sort')
     folder = tmp_path_factory.mktemp('cpp')
     (folder / 'sort.cpp').write_text(
         '#include <algorithm>\nstruct Pair { float key; unsigned value; };\n'
@@ -113,8 +113,8 @@ def cpp_sort(tmp_path_factory):
     return ctypes.CDLL(str(library)).sort_pairs
 
 
-def killer(count):
-    """Makes the median of three a bad pivot again and again (Musser 1997), so that heap sort takes over."""
+def adversarial_keys(count):
+    """Creates keys whose median of three is always a bad pivot (Musser 1997), so that heap sort takes over."""
     half = count // 2
     keys = np.empty(2 * half, np.float32)
     keys[:half:2] = np.arange(1, half + 1)[::2]
@@ -123,11 +123,11 @@ def killer(count):
     return keys
 
 
-def test_sort_leaves_equals_where_the_cpp_library_does(cpp_sort):
+def test_order_of_equal_keys_equals_the_cpp_library(cpp_sort):
     rng = np.random.default_rng(0)
     cases = [rng.integers(0, most, count) for count in (0, 1, 2, 16, 17, 100, 3000) for most in (1, 2, 9, 200, 10**6)]
     almost = [np.concatenate([np.sort(rng.integers(0, 50, n)), rng.integers(0, 50, 7)]) for n in (10, 300, 2000)]
-    for keys in (*cases, *almost, killer(4000), np.floor(killer(4000) / 8)):
+    for keys in (*cases, *almost, adversarial_keys(4000), np.floor(adversarial_keys(4000) / 8)):
         keys = keys.astype(np.float32)
         pairs = np.empty(len(keys), [('key', np.float32), ('value', np.uint32)])
         pairs['key'], pairs['value'] = keys, np.arange(len(keys))

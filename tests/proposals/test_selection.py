@@ -1,4 +1,4 @@
-"""The rules against plain loops in whole numbers and fractions."""
+"""Filtering, merging and sampling, compared with plain loops over integers and fractions."""
 
 from collections import Counter
 from fractions import Fraction
@@ -6,11 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ccop_mm.proposals.select import filter_boxes, merge_boxes, sample_boxes
+from ccop_mm.proposals.selection import filter_boxes, merge_boxes, sample_boxes
 
 
 def random_boxes(rng, n, extent=60):
-    """Whole-pixel boxes, many of them near others or equal to them."""
+    """Creates whole-pixel boxes, many of them close to or equal to others."""
     top_left = rng.integers(0, extent, (n, 2))
     sides = rng.integers(1, extent, (n, 2))
     boxes = np.concatenate([top_left, top_left + sides], axis=1)
@@ -18,7 +18,7 @@ def random_boxes(rng, n, extent=60):
 
 
 def plain_iou(a, b):
-    """IoU as an exact fraction."""
+    """Computes the IoU as an exact fraction."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     overlap = max(width, 0) * max(height, 0)
@@ -27,7 +27,7 @@ def plain_iou(a, b):
 
 
 def plain_merge(boxes, max_iou):
-    """Each box, largest first, is kept unless a kept one overlaps it too much."""
+    """Keeps each box, largest first, unless a kept one overlaps it too much."""
     ordered = sorted(boxes, key=lambda b: (-(b[2] - b[0]) * (b[3] - b[1]), *b))
     kept = []
     for box in ordered:
@@ -80,7 +80,7 @@ def test_other_merge_rules_equal_plain_loops(rule, max_iou):
     ordered = sorted(as_ints(boxes), key=lambda b: (-(b[2] - b[0]) * (b[3] - b[1]), *b))
     if rule == 'smallest':
         ordered = sorted(as_ints(boxes), key=lambda b: ((b[2] - b[0]) * (b[3] - b[1]), *b))
-    if rule == 'random':  # the keys of the photo and of the use
+    if rule == 'random':  # sorted by random keys
         keys = np.random.PCG64(9 + (3 << 64) + (2 << 96)).random_raw(len(boxes)).tolist()
         ordered = [box for _, box in sorted(zip(keys, ordered, strict=True))]
     groups = []
@@ -98,14 +98,14 @@ def test_other_merge_rules_equal_plain_loops(rule, max_iou):
     assert 1 < len(groups) < len(boxes)
 
 
-def test_nothing_is_merged_and_rules_that_do_not_exist():
+def test_rule_none_and_unknown_rules():
     boxes = random_boxes(np.random.default_rng(0), 20)
     np.testing.assert_array_equal(merge_boxes(boxes, 0.5, 'none'), boxes)
-    with pytest.raises(ValueError, match='none of largest'):
+    with pytest.raises(ValueError, match="'all'"):
         merge_boxes(boxes, 0.5, 'all')
 
 
-def test_random_order_depends_on_photo_and_seed():
+def test_random_order_depends_on_image_and_seed():
     boxes = np.unique(random_boxes(np.random.default_rng(0), 200), axis=0)
     results = {
         str(as_ints(merge_boxes(boxes, 0.5, 'random', image_id, seed))) for image_id in (1, 2) for seed in (0, 1)
@@ -114,18 +114,18 @@ def test_random_order_depends_on_photo_and_seed():
 
 
 def test_merge_at_the_limit():
-    # The half of a box overlaps it by exactly 0.5, which is not more than 0.5.
+    # Half of a box has an IoU of exactly 0.5 with it, which does not exceed 0.5.
     boxes = np.array([(0, 0, 20, 20), (0, 0, 20, 10), (0, 0, 20, 11)], np.float32)
     assert as_ints(merge_boxes(boxes)) == [(0, 0, 20, 20), (0, 0, 20, 10)]
 
 
-def test_no_boxes():
-    none = np.empty((0, 4), np.float32)
-    for result in (filter_boxes(none), merge_boxes(none), sample_boxes(none, 5, 1)):
+def test_empty_input():
+    empty = np.empty((0, 4), np.float32)
+    for result in (filter_boxes(empty), merge_boxes(empty), sample_boxes(empty, 5, 1)):
         assert result.shape == (0, 4)
 
 
-def test_sample_depends_on_the_id_alone_and_prefixes_agree():
+def test_smaller_samples_are_prefixes_of_larger_ones():
     boxes = random_boxes(np.random.default_rng(0), 200)
     whole = sample_boxes(boxes, 1000, 7)
     assert Counter(as_ints(whole)) == Counter(as_ints(boxes))
@@ -134,13 +134,13 @@ def test_sample_depends_on_the_id_alone_and_prefixes_agree():
     assert as_ints(sample_boxes(boxes, 50, 8)) != as_ints(whole[:50])
 
 
-def test_sample_is_fixed_for_good():
-    # Of PCG64's stream, which numpy keeps stable: a store made today can be made again with any later numpy.
+def test_sample_does_not_change_between_versions():
+    # numpy guarantees the stream of PCG64, so that any version generates the same store.
     boxes = np.arange(40, dtype=np.float32).reshape(10, 4)
     assert sample_boxes(boxes, 10, 139)[:, 0].astype(int).tolist() == [12, 20, 8, 28, 0, 4, 36, 24, 32, 16]
 
 
-def test_seeds_give_other_samples():
+def test_sample_depends_on_image_id_and_seed():
     boxes = random_boxes(np.random.default_rng(0), 200)
     samples = {
         str(sample_boxes(boxes, 50, image_id, seed).tolist()) for image_id in (7, 8) for seed in (0, 1, 2**32 - 1)

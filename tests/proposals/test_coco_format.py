@@ -1,4 +1,4 @@
-"""Proposals to and from COCO json."""
+"""Conversion of proposals to and from COCO json."""
 
 import json
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from ccop_mm.errors import InputError
 from ccop_mm.proposals import ProposalStore, export_coco, import_coco, load_proposals
+from ccop_mm.utils.errors import InputError
 
 METADATA = {'method': 'random', 'seed': 3}
 SKIPPED = {'b/ö.jpg': 'truncated or damaged JPEG', 'caf\udce9.png': 'the file is empty'}
@@ -17,27 +17,31 @@ SKIPPED = {'b/ö.jpg': 'truncated or damaged JPEG', 'caf\udce9.png': 'the file i
 def store(request):
     rng = np.random.default_rng(0)
     entries = []
-    for image_id, name, count in ((7, 'x.jpg', 30), (139, 'ü/caf\udce9.jpg', 0), (2**40, 'z.jpg', 100)):
+    for image_id, name, count in (
+        (7, 'x.jpg', 30),
+        (139, 'ü/caf\udce9.jpg', 0),  # codespell:ignore caf
+        (2**40, 'z.jpg', 100),
+    ):
         top_left = rng.uniform(0, 200, (count, 2))
         boxes = np.concatenate([top_left, top_left + rng.uniform(1, 300, (count, 2))], axis=1)
         entries.append((image_id, name, (500, 600 + image_id % 9), boxes.astype(request.param)))
     return ProposalStore(entries, SKIPPED, METADATA, {7: 2**64 - 1})
 
 
-def refuse(match, function, *args, **kwargs):
+def assert_rejected(match, function, *args, **kwargs):
     with pytest.raises(InputError, match=match) as caught:
         function(*args, **kwargs)
     assert '\n' not in str(caught.value)
 
 
-def test_there_and_back_are_the_same_bytes(store, tmp_path):
+def test_round_trip_preserves_the_bytes(store, tmp_path):
     store.save(tmp_path / 'a.npz')
     export_coco(ProposalStore.load(tmp_path / 'a.npz'), tmp_path / 'x.json')
     import_coco(tmp_path / 'x.json').save(tmp_path / 'b.npz')
     assert (tmp_path / 'a.npz').read_bytes() == (tmp_path / 'b.npz').read_bytes()
 
 
-def test_pycocotools_reads_it(store, tmp_path):
+def test_export_is_read_by_pycocotools(store, tmp_path):
     export_coco(store, tmp_path / 'x.json')
     coco = COCO(str(tmp_path / 'x.json'))
     assert sorted(coco.getImgIds()) == store.image_ids.tolist()
@@ -52,67 +56,67 @@ def test_pycocotools_reads_it(store, tmp_path):
     assert len(coco.loadRes([{**a, 'score': 1.0} for a in coco.dataset['annotations']]).anns) == 130
 
 
-def test_an_empty_store(tmp_path):
+def test_empty_store_is_exported(tmp_path):
     export_coco(ProposalStore([]), tmp_path / 'x.json')
     assert json.loads((tmp_path / 'x.json').read_text())['annotations'] == []
 
 
 @pytest.fixture
-def foreign(tmp_path):
-    """Annotations, and results of a detector for the same photos, the last box the best."""
+def coco_folder(tmp_path):
+    """Annotations, and detection results of the same images; the last box has the highest score."""
     images = [{'id': i, 'file_name': f'{i}.jpg', 'height': 50, 'width': 60} for i in (4, 3)]
     boxes = [{'image_id': 4, 'bbox': [i, 2, 10, 20.5]} for i in range(3)]
     no_objects = [{'image_id': 4, 'bbox': [0, 0, 50, 50], 'iscrowd': 1}, {'image_id': 4, 'bbox': [0, 0, 0, 50]}]
-    (tmp_path / 'truth.json').write_text(json.dumps({'images': images, 'annotations': [*boxes, *no_objects]}))
+    (tmp_path / 'annotations.json').write_text(json.dumps({'images': images, 'annotations': [*boxes, *no_objects]}))
     results = [{**box, 'score': score} for box, score in zip(boxes, (0.1, 0.1, 0.9), strict=True)]
     (tmp_path / 'results.json').write_text(json.dumps(results))
     return tmp_path
 
 
-def test_annotations_are_ground_truth_unless_said_otherwise(foreign):
-    path = foreign / 'truth.json'
+def test_annotations_are_ground_truth_by_default(coco_folder):
+    path = coco_folder / 'annotations.json'
     store = import_coco(path)
     assert store.image_ids.tolist() == [3, 4] and store.size(3) == (50, 60)
     assert store.boxes(4).tolist() == [[i, 2, i + 10, 22.5] for i in range(3)]
     assert (len(store.boxes(3)), store.metadata['method']) == (0, 'ground-truth')
     assert import_coco(path, proposals=True).metadata['method'] == 'imported'
-    refuse('truth.json holds ground truth.*allow_ground_truth=True', load_proposals, path)
+    assert_rejected('annotations.json .*ground-truth.*allow_ground_truth=True', load_proposals, path)
     assert len(load_proposals(path, allow_ground_truth=True)) == 2
-    store.save(foreign / 'truth.npz')
-    refuse('truth.npz holds ground truth', load_proposals, foreign / 'truth.npz')
-    assert len(load_proposals(foreign / 'truth.npz', True)) == 2
-    # An export says of itself what it is, in its new place too.
-    export_coco(store, foreign / 'again.json')
-    refuse('again.json holds ground truth', load_proposals, foreign / 'again.json')
-    export_coco(import_coco(path, proposals=True), foreign / 'again.json')
-    assert len(load_proposals(foreign / 'again.json')) == 2
+    store.save(coco_folder / 'annotations.npz')
+    assert_rejected('annotations.npz .*ground-truth', load_proposals, coco_folder / 'annotations.npz')
+    assert len(load_proposals(coco_folder / 'annotations.npz', True)) == 2
+    # An export keeps the method of its boxes.
+    export_coco(store, coco_folder / 'again.json')
+    assert_rejected('again.json .*ground-truth', load_proposals, coco_folder / 'again.json')
+    export_coco(import_coco(path, proposals=True), coco_folder / 'again.json')
+    assert len(load_proposals(coco_folder / 'again.json')) == 2
 
 
-def test_results_are_ordered_by_score(foreign):
-    store = import_coco(foreign / 'results.json', foreign / 'truth.json')
+def test_results_are_ordered_by_score(coco_folder):
+    store = import_coco(coco_folder / 'results.json', coco_folder / 'annotations.json')
     assert store.boxes(4)[:, 0].tolist() == [2, 0, 1]
     assert store.metadata['method'] == 'imported'
-    refuse('name the COCO json of its photos', import_coco, foreign / 'results.json')
+    assert_rejected('results.json .*--images-json', import_coco, coco_folder / 'results.json')
 
 
-def test_faulty_jsons(foreign):
-    truth = json.loads((foreign / 'truth.json').read_text())
-    path = foreign / 'x.json'
-    refuse('cannot read', import_coco, foreign / 'absent.json')
+def test_invalid_jsons_are_rejected(coco_folder):
+    valid = json.loads((coco_folder / 'annotations.json').read_text())
+    path = coco_folder / 'x.json'
+    assert_rejected('absent.json', import_coco, coco_folder / 'absent.json')
     for change, match in (
-        ({'images': []}, 'lists no photo'),
-        ({'images': [{'id': 4, 'file_name': 'a.jpg'}]}, 'a.jpg lacks "height" and "width"'),
-        ({'images': [{**truth['images'][0], 'height': 0}]}, 'lacks "height"'),
-        ({'images': truth['images'][1:]}, 'image id 4, which is not among its photos'),
-        ({'images': [truth['images'][0]] * 2}, 'occurs twice'),
-        ({'annotations': None}, 'has no boxes'),
-        ({'annotations': [{'image_id': 4}]}, 'has no boxes'),
-        ({'annotations': [{'image_id': 4, 'bbox': [1, 2]}]}, 'has no boxes'),
-        ({'annotations': [{'image_id': 4, 'bbox': [1, 2, 3, 'x']}]}, 'has no boxes'),
+        ({'images': []}, 'x.json .*"images"'),
+        ({'images': [{'id': 4, 'file_name': 'a.jpg'}]}, 'a.jpg .*"height" and "width"'),
+        ({'images': [{**valid['images'][0], 'height': 0}]}, '4.jpg .*"height"'),
+        ({'images': valid['images'][1:]}, 'image id 4'),
+        ({'images': [valid['images'][0]] * 2}, 'occurs twice'),
+        ({'annotations': None}, 'x.json .*"annotations"'),
+        ({'annotations': [{'image_id': 4}]}, '"image_id": 4}'),
+        ({'annotations': [{'image_id': 4, 'bbox': [1, 2]}]}, r'\[1, 2\]'),
+        ({'annotations': [{'image_id': 4, 'bbox': [1, 2, 3, 'x']}]}, '"x"'),
     ):
-        path.write_text(json.dumps({**truth, **change}))
-        refuse(match, import_coco, path)
+        path.write_text(json.dumps({**valid, **change}))
+        assert_rejected(match, import_coco, path)
     path.write_text('[{"image_id": 4}]')
-    refuse('has no boxes', import_coco, path, foreign / 'truth.json')
+    assert_rejected('"image_id": 4}', import_coco, path, coco_folder / 'annotations.json')
     path.write_text('[1, 2')
-    refuse('is not JSON', import_coco, path)
+    assert_rejected('is not JSON', import_coco, path)

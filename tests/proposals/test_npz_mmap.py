@@ -1,4 +1,4 @@
-"""Arrays in a mapped file."""
+"""Arrays in a memory-mapped file."""
 
 import mmap
 import zipfile
@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ccop_mm.errors import InputError
-from ccop_mm.proposals import ProposalStore, store_file
+from ccop_mm.proposals import ProposalStore, npz_mmap
+from ccop_mm.utils.errors import InputError
 
 
 @pytest.fixture
@@ -18,20 +18,20 @@ def saved(tmp_path):
     return tmp_path / 'x.npz'
 
 
-def test_arrays_are_aligned_pages_of_the_file_that_cannot_be_written(saved):
-    arrays, _ = store_file.read_arrays(saved)
+def test_arrays_are_aligned_read_only_pages_of_the_file(saved):
+    arrays, _ = npz_mmap.read_arrays(saved)
     with zipfile.ZipFile(saved) as archive, np.load(saved, allow_pickle=False) as plain:
         assert archive.testzip() is None
         assert set(plain) == {*arrays, 'checksum'}
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, plain[name])
-            assert isinstance(array.base, mmap.mmap) and not array.flags.writeable
+            assert isinstance(array.base, mmap.mmap) and not array.flags.writeable  # codespell:ignore writeable
             assert array.ctypes.data % 64 == 0
 
 
-def test_the_checksum_depends_on_name_type_shape_and_bytes(saved):
-    arrays, checksum = store_file.read_arrays(saved)
-    np.testing.assert_array_equal(store_file.checksum_of(arrays, 2), checksum)
+def test_checksum_depends_on_name_type_shape_and_bytes(saved):
+    arrays, checksum = npz_mmap.read_arrays(saved)
+    np.testing.assert_array_equal(npz_mmap.arrays_checksum(arrays, 2), checksum)
     boxes = arrays['boxes']
     changed = [
         {'boxes': boxes.reshape(-1)},
@@ -39,21 +39,21 @@ def test_the_checksum_depends_on_name_type_shape_and_bytes(saved):
         {'boxes': boxes[::-1]},
         {'offsets': arrays['image_ids'], 'image_ids': arrays['offsets']},
     ]
-    checksums = {store_file.checksum_of({**arrays, **change}, 2).tobytes() for change in changed}
+    checksums = {npz_mmap.arrays_checksum({**arrays, **change}, 2).tobytes() for change in changed}
     assert len(checksums | {checksum.tobytes()}) == 5
 
 
-def test_a_compressed_copy_is_refused_although_numpy_reads_it(saved):
+def test_compressed_copy_is_rejected(saved):
     with np.load(saved, allow_pickle=False) as plain:
         np.savez_compressed(saved.with_name('small.npz'), **plain)
-    with pytest.raises(InputError, match='cut short or altered'):
-        store_file.read_arrays(saved.with_name('small.npz'))
+    with pytest.raises(InputError, match='small.npz is truncated'):
+        npz_mmap.read_arrays(saved.with_name('small.npz'))
 
 
-def test_members_in_another_order_are_the_same_store(saved):
+def test_order_of_members_does_not_matter(saved):
     with np.load(saved, allow_pickle=False) as plain:
         np.savez(saved.with_name('other.npz'), **{name: plain[name] for name in reversed(plain.files)})
-    arrays, _ = store_file.read_arrays(saved.with_name('other.npz'))  # some are not aligned there, so copied
-    for name, array in store_file.read_arrays(saved)[0].items():
+    arrays, _ = npz_mmap.read_arrays(saved.with_name('other.npz'))  # some are unaligned there and copied
+    for name, array in npz_mmap.read_arrays(saved)[0].items():
         np.testing.assert_array_equal(arrays[name], array)
         assert arrays[name].flags.aligned

@@ -1,15 +1,17 @@
-"""The side file of a run."""
+"""Journal of a run."""
+
+import re
 
 import pytest
 
-from ccop_mm.errors import InputError
-from ccop_mm.proposals.journal import Journal
+from ccop_mm.proposals.runner.journal import Journal
+from ccop_mm.utils.errors import InputError
 
 HEADER = {'mode': 'fast', 'max_boxes': 100}
 RECORDS = [{'id': 1, 'boxes': [0.0, 0.1, 1e-7]}, {'id': 2, 'name': 'caf\udce9 \n.png'}, [3]]
 
 
-def records_of(path, header=HEADER):
+def read_records(path, header=HEADER):
     journal = Journal(path, header, decode=lambda value: value)
     journal.close()
     return journal.records
@@ -26,51 +28,51 @@ def path(tmp_path):
     return path
 
 
-def test_records_come_back_decoded(path):
-    assert records_of(path) == RECORDS
+def test_records_are_restored_and_decoded(path):
+    assert read_records(path) == RECORDS
     journal = Journal(path, HEADER, decode=len)
     assert journal.records == [2, 2, 1]
     journal.remove()
     assert not path.exists()
 
 
-def test_appended_record_is_in_the_file_at_once(path):
+def test_appended_record_is_in_the_file_immediately(path):
     journal = Journal(path, HEADER, decode=list)
     journal.append([4])
-    assert records_of(path) == [*RECORDS, [4]]
+    assert read_records(path) == [*RECORDS, [4]]
     journal.close()
 
 
-def test_every_torn_end_loses_only_the_torn_record(path):
+def test_truncation_loses_only_the_truncated_record(path):
     content = path.read_bytes()
-    ends = [place + 1 for place, byte in enumerate(content) if byte == ord('\n')]
+    ends = [offset + 1 for offset, byte in enumerate(content) if byte == ord('\n')]
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        whole = sum(end <= length for end in ends)
+        num_lines = sum(end <= length for end in ends)
         journal = Journal(path, HEADER, decode=lambda value: value)
-        assert journal.records == RECORDS[: max(0, whole - 1)]
+        assert journal.records == RECORDS[: max(0, num_lines - 1)]
         journal.append('next')
         journal.close()
-        assert records_of(path) == [*RECORDS[: max(0, whole - 1)], 'next']
+        assert read_records(path) == [*RECORDS[: max(0, num_lines - 1)], 'next']
 
 
-def test_altered_record_ends_the_reading(path):
+def test_reading_stops_at_a_modified_record(path):
     content = bytearray(path.read_bytes())
     content[content.index(b'caf')] ^= 1
     path.write_bytes(content)
-    assert records_of(path) == RECORDS[:1]
+    assert read_records(path) == RECORDS[:1]
 
 
-def test_another_header_is_refused_and_the_file_left(path):
+def test_other_header_is_rejected_and_the_file_kept(path):
     content = path.read_bytes()
-    with pytest.raises(InputError, match=r'begun with mode fast \(now quality\): .* delete the file') as caught:
-        records_of(path, {**HEADER, 'mode': 'quality'})
+    with pytest.raises(InputError, match=r'out\.partial .*mode fast \(now quality\)') as caught:
+        read_records(path, {**HEADER, 'mode': 'quality'})
     assert '\n' not in str(caught.value)
     assert path.read_bytes() == content
 
 
-def test_place_that_cannot_be_written(tmp_path):
+def test_unwritable_path_is_rejected(tmp_path):
     (tmp_path / 'file').touch()
     for path in (tmp_path, tmp_path / 'file' / 'out.partial'):
-        with pytest.raises(InputError, match='cannot write'):
-            records_of(path)
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            read_records(path)
