@@ -1,15 +1,15 @@
-"""Photos and proposals, and the two views a training step sees."""
+"""Datasets and transforms: images and their proposals in, two augmented views with matched boxes out."""
 
-from .loading import LoadPhoto
+from .load_image import LoadUnlabeledImage
+from .load_readable_image import LoadReadableImage
 from .proposal_dataset import ProposalDataset
-from .readable_image import LoadReadableImage
 from .sampler import EpochIndexSampler, SampleKey
 from .split_views import PackObjectViews, SplitTwoObjectViews
 from .transforms import ObjectFlip, ObjectResizedCrop, TwoObjectViews
 
 __all__ = [
     'EpochIndexSampler',
-    'LoadPhoto',
+    'LoadUnlabeledImage',
     'LoadReadableImage',
     'ObjectFlip',
     'ObjectResizedCrop',

@@ -1,70 +1,78 @@
-"""A seeded part of a COCO json, such as the 10 % of train2017 that the paper's Table 2 trains on."""
+"""Seeded subsets of a COCO json, such as the 10 % of train2017 in the paper's Table 2."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from ccop_mm.errors import InputError
-from ccop_mm.fileio import atomic_write
+from ccop_mm.utils.coco_json import read_json
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.file_io import atomic_write
+
+ImageId = int | str
 
 
-def choose(image_ids, percent, seed):
-    """A random part of the images, the same on every machine and for any order of the file.
+def sample_image_ids(image_ids: Iterable[ImageId], percent: float, seed: int) -> set[ImageId]:
+    """Samples a percentage of the image ids without a random number generator.
 
-    The images are ranked by a hash of seed and id, and the first are taken: so the order plays no part, no library's
-    generator does, and a smaller part of one seed lies within every larger one.
+    The ids are sorted by a hash of seed and id, and the first ones are kept. The result therefore depends neither on
+    the machine nor on the order of ``image_ids``, and with the same seed a smaller percentage yields a subset of a
+    larger one.
 
     Args:
-        image_ids (Iterable[int | str]): Distinct ids.
-        percent (float): Above 0, at most 100; the number of images is rounded to the nearest, and at least 1.
-        seed (int): Another seed chooses another part.
+        image_ids (Iterable[int | str]): Distinct image ids.
+        percent (float): Percentage of ids to keep, in (0, 100]. The count is rounded to the nearest integer and is at
+            least 1.
+        seed (int): Random seed of the sample.
 
     Returns:
-        set[int | str]: The chosen ids.
+        set[int | str]: The sampled ids.
     """
 
-    def rank(image_id):
+    def sort_key(image_id: ImageId) -> bytes:
         return hashlib.blake2b(f'{seed} {image_id}'.encode(), digest_size=16).digest()
 
-    ranked = sorted(image_ids, key=rank)
+    ranked = sorted(image_ids, key=sort_key)
     return set(ranked[: max(1, round(len(ranked) * percent / 100))])
 
 
-def write_subset(source, out, percent, seed=0):
-    """Writes the chosen images of a COCO json with their annotations; categories and everything else stay.
+def write_subset(source: str | Path, out: str | Path, percent: float, seed: int = 0) -> tuple[int, int]:
+    """Writes a COCO json that contains a sample of the images and their annotations.
+
+    All other fields, such as the categories, are copied unchanged.
 
     Args:
         source (str | Path): COCO json with annotations.
-        out (str | Path): The file to write.
-        percent (float): See :func:`choose`.
-        seed (int): See :func:`choose`.
+        out (str | Path): Output file.
+        percent (float): Percentage of images to keep, see :func:`sample_image_ids`.
+        seed (int): Random seed, see :func:`sample_image_ids`.
 
     Returns:
-        tuple[int, int]: Number of images and of annotations written.
+        tuple[int, int]: Number of images and number of annotations written.
 
     Raises:
-        InputError: ``source`` is absent or no COCO json, ``percent`` is out of range, or ``out`` is ``source``.
+        InputError: If ``source`` is missing or not a COCO json, ``percent`` is out of range, or ``out`` is ``source``.
     """
     if not 0 < percent <= 100:
-        raise InputError(f'{percent} % of the images: the percentage must be above 0 and at most 100')
+        raise InputError(f'the percentage of images must be in (0, 100], got {percent}')
     if Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
-        raise InputError(f'{out} is the file itself: name another one to write')
+        raise InputError(f'the output file {out} is the input file; choose another output file')
+    content = read_json(source)
     try:
-        content = json.loads(Path(source).read_text())
         image_ids = [image['id'] for image in content['images']]
-        annotated = [one['image_id'] for one in content['annotations']]
-    except FileNotFoundError as error:
-        raise InputError(f'{source} does not exist: name an instances_*.json of COCO') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{source} is no COCO json with images and annotations ({error!r})') from error
+        annotated_ids = [annotation['image_id'] for annotation in content['annotations']]
+    except (KeyError, TypeError) as error:
+        raise InputError(f'{source} is not a COCO json with images and annotations ({error!r})') from error
     if not image_ids:
         raise InputError(f'{source} lists no images')
-    kept = choose(image_ids, percent, seed)
+    kept = sample_image_ids(image_ids, percent, seed)
     content['images'] = [
         image for image, image_id in zip(content['images'], image_ids, strict=True) if image_id in kept
     ]
     content['annotations'] = [
-        one for one, image_id in zip(content['annotations'], annotated, strict=True) if image_id in kept
+        annotation
+        for annotation, image_id in zip(content['annotations'], annotated_ids, strict=True)
+        if image_id in kept
     ]
     with atomic_write(out, 'w') as file:
         json.dump(content, file)

@@ -9,64 +9,66 @@ from mmselfsup.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader
 
 from ccop_mm.datasets import EpochIndexSampler, SampleKey
-from ccop_mm.datasets.sampler import drawing_from
+from ccop_mm.datasets.sampler import seeded_from
 
 
-class Draws:
-    """Each sample is one draw from each of the three global generators."""
+class RandomNumbers:
+    """Dataset in which each sample is one random number from each of the three global generators."""
 
     def __len__(self):
         return 11
 
     def __getitem__(self, key):
-        with drawing_from(key):
-            return key, draw()
+        with seeded_from(key):
+            return key, random_numbers()
 
 
-def draw():
+def random_numbers():
     return random.random(), np.random.rand(), float(torch.rand(()))
 
 
 @pytest.fixture
-def ranks(monkeypatch):
-    """Sets (rank, world size) as the sampler sees them."""
+def set_rank(monkeypatch):
+    """Sets the rank and the world size that the sampler sees."""
     return lambda *info: monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: info)
 
 
 @pytest.mark.parametrize(
     'world, shuffle, round_up', [(1, True, True), (3, True, True), (3, True, False), (2, False, True)]
 )
-def test_hands_out_the_order_of_default_sampler(ranks, world, shuffle, round_up):
+def test_order_is_that_of_default_sampler(set_rank, world, shuffle, round_up):
     for rank in range(world):
-        ranks(rank, world)
+        set_rank(rank, world)
         arguments = dict(shuffle=shuffle, seed=4, round_up=round_up)
         sampler, plain = EpochIndexSampler(range(11), **arguments), DefaultSampler(range(11), **arguments)
         for epoch in (0, 5):
             sampler.set_epoch(epoch)
             plain.set_epoch(epoch)
-            assert [(key.seed, key.epoch, int(key), key.draw) for key in sampler] == [(4, epoch, i, i) for i in plain]
+            keys = [(key.seed, key.epoch, int(key), key.sampler_index) for key in sampler]
+            assert keys == [(4, epoch, i, i) for i in plain]
         assert len(sampler) == len(plain)
 
 
-def test_an_epoch_that_has_begun_stays_what_it_was():
+def test_set_epoch_does_not_affect_a_running_iterator():
     sampler = EpochIndexSampler(range(5), seed=4)
     iterator = iter(sampler)
     sampler.set_epoch(1)
     assert {key.epoch for key in iterator} == {0}
 
 
-def test_gets_the_seed_of_the_run():
+def test_runner_passes_its_seed():
+    sampler = dict(type='mmselfsup.EpochIndexSampler')
     loader = Runner.build_dataloader(
-        dict(dataset=Draws(), sampler=dict(type='mmselfsup.EpochIndexSampler'), batch_size=2, num_workers=0), seed=123
+        dict(dataset=RandomNumbers(), sampler=sampler, batch_size=2, num_workers=0), seed=123
     )
     assert isinstance(loader.sampler, DATA_SAMPLERS.get('EpochIndexSampler'))
     assert next(iter(loader.sampler)).seed == 123
 
 
-def two_epochs(workers, batch_size=2, first=0):
-    sampler = EpochIndexSampler(Draws(), seed=7)
+def load_two_epochs(workers, batch_size=2, first=0):
+    sampler = EpochIndexSampler(RandomNumbers(), seed=7)
     loader = DataLoader(
-        Draws(),
+        RandomNumbers(),
         batch_size,
         sampler=sampler,
         num_workers=workers,
@@ -80,34 +82,33 @@ def two_epochs(workers, batch_size=2, first=0):
     return samples
 
 
-def test_samples_depend_on_their_key_alone(ranks):
-    expected = two_epochs(workers=0)
-    draws = [drawn for _, drawn in expected]
-    assert len({number for drawn in draws for number in drawn}) == 3 * 2 * 11, 'all draws differ'
+def test_samples_depend_on_their_key_only(set_rank):
+    expected = load_two_epochs(workers=0)
+    assert len({number for _, numbers in expected for number in numbers}) == 3 * 2 * 11, 'all numbers differ'
     for workers in (2, 5):
-        assert two_epochs(workers) == expected
-    assert two_epochs(workers=2, first=1) == expected[11:], 'as after a resume'
-    halves = []
+        assert load_two_epochs(workers) == expected
+    assert load_two_epochs(workers=2, first=1) == expected[11:], 'as after resuming'
+    by_rank = []
     for rank in range(2):
-        ranks(rank, 2)
-        halves.append(two_epochs(workers=rank, batch_size=3))
+        set_rank(rank, 2)
+        by_rank.append(load_two_epochs(workers=rank, batch_size=3))
     for epoch in range(2):
-        of_ranks = dict(row for half in halves for row in half if row[0].epoch == epoch)
-        assert of_ranks == dict(expected[11 * epoch : 11 * (epoch + 1)])
+        of_epoch = dict(row for rows in by_rank for row in rows if row[0].epoch == epoch)
+        assert of_epoch == dict(expected[11 * epoch : 11 * (epoch + 1)])
 
 
-def test_the_generators_go_on_where_they_were():
+def test_generator_states_are_restored():
     def seed():
         random.seed(1)
         np.random.seed(2)
         torch.manual_seed(3)
 
     seed()
-    expected = draw(), draw()
+    expected = random_numbers(), random_numbers()
     seed()
-    first = draw()
-    with pytest.raises(KeyError), drawing_from(SampleKey(0, 0, 0)):
-        draw()
+    first = random_numbers()
+    with pytest.raises(KeyError), seeded_from(SampleKey(0, 0, 0)):
+        random_numbers()
         raise KeyError
     assert torch.initial_seed() == 3
-    assert (first, draw()) == expected
+    assert (first, random_numbers()) == expected
