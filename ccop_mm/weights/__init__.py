@@ -1,12 +1,12 @@
-"""Checkpoints in and out."""
+"""Checkpoints: reading, conversion between formats, and initialization of detectors."""
 
+from .checkpoint_file import checksum, read_checkpoint, read_state_dict
 from .convert import convert
-from .files import checksum, read_checkpoint, read_state_dict
-from .formats import SOURCES, TARGETS
+from .formats import FOREIGN_FORMATS, TARGETS
 from .pretrained import BackbonePretrained, CCOPPretrained
 
 __all__ = [
-    'SOURCES',
+    'FOREIGN_FORMATS',
     'TARGETS',
     'BackbonePretrained',
     'CCOPPretrained',

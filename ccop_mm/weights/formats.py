@@ -1,17 +1,17 @@
-"""The names that ResNets and FPNs have in the formats people use: to mmdet's, and from them.
+"""Checkpoint formats of other projects: recognition, conversion of keys to mmdet's, and target formats of exports.
 
-Names differ, tensors do not: all formats hold the same convolutions and norm layers in the same layout, so a
-conversion copies bits.
+Only keys differ between the formats. All of them store the convolutions and norm layers in the same layout, so a
+conversion copies the tensors unchanged.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from ccop_mm.errors import InputError
-from ccop_mm.weights.keys import PARTS, PRETRAINING_ONLY, check_pretraining, strip_wrappers
+from ccop_mm.utils.errors import InputError
+from ccop_mm.weights.key_mapping import add_batch_counters
 
 _DETECTRON2_RESNET = re.compile(r'bottom_up\.(?:stem|res([2-5])\.(\d+))\.(?:conv(\d)|shortcut)\.(norm\.)?(\w+)')
 _DETECTRON2_FPN = re.compile(r'fpn_(lateral|output)(\d)\.(norm\.)?(\w+)')
@@ -21,14 +21,18 @@ _TORCHVISION_RESNET = re.compile(r'(layer[1-4]\.\d+\.)?((conv|bn)\d|downsample\.
 
 
 def from_detectron2(key: str) -> str | None:
-    """``bottom_up.res2.0.conv1.norm.weight`` -> ``backbone.layer1.0.bn1.weight``; None for a name of another part."""
+    """Converts a key, e.g. ``bottom_up.res2.0.conv1.norm.weight`` to ``backbone.layer1.0.bn1.weight``.
+
+    Returns:
+        str | None: mmdet's key, or None if the key belongs to neither a ResNet nor an FPN.
+    """
     if match := _DETECTRON2_RESNET.fullmatch(key):
         stage, block, number, norm, rest = match.groups()
         if stage is None and number is None:
             return None  # the stem has no shortcut
-        place = f'layer{int(stage) - 1}.{block}.' if stage else ''
+        prefix = f'layer{int(stage) - 1}.{block}.' if stage else ''
         layer = f'downsample.{int(bool(norm))}' if number is None else f'{"bn" if norm else "conv"}{number}'
-        return f'backbone.{place}{layer}.{rest}'
+        return f'backbone.{prefix}{layer}.{rest}'
     if match := _DETECTRON2_FPN.fullmatch(key):
         kind, level, norm, rest = match.groups()
         convs = 'lateral_convs' if kind == 'lateral' else 'fpn_convs'
@@ -37,12 +41,16 @@ def from_detectron2(key: str) -> str | None:
 
 
 def to_detectron2(key: str) -> str | None:
-    """The other way; None for a name that is not of a ResNet or of an FPN from C2."""
+    """Inverse of :func:`from_detectron2`.
+
+    Returns:
+        str | None: detectron2's key, or None if the key belongs to neither a ResNet nor an FPN that starts at C2.
+    """
     if match := _MMDET_RESNET.fullmatch(key):
         stage, block, kind, number, shortcut, rest = match.groups()
-        place = f'res{int(stage) + 1}.{block}' if stage else 'stem'
+        prefix = f'res{int(stage) + 1}.{block}' if stage else 'stem'
         layer = 'shortcut' if shortcut else f'conv{number}'
-        return f'bottom_up.{place}.{layer}.{"norm." if kind == "bn" or shortcut == "1" else ""}{rest}'
+        return f'bottom_up.{prefix}.{layer}.{"norm." if kind == "bn" or shortcut == "1" else ""}{rest}'
     if match := _MMDET_FPN.fullmatch(key):
         kind, level, layer, rest = match.groups()
         name = 'fpn_lateral' if kind == 'lateral' else 'fpn_output'
@@ -50,20 +58,26 @@ def to_detectron2(key: str) -> str | None:
     return None
 
 
-def _torchvision_backbone(key: str) -> str | None:
+def from_torchvision(key: str) -> str | None:
+    """Converts a key of a torchvision ResNet to mmdet's; None if it does not belong to the backbone."""
     return f'backbone.{key}' if _TORCHVISION_RESNET.fullmatch(key) else None
 
 
-@dataclass(frozen=True)
-class Source:
-    """A format that can be read.
+def to_torchvision(key: str) -> str | None:
+    """Converts a key to that of a torchvision or timm ResNet; None if it does not belong to the backbone."""
+    return key.removeprefix('backbone.') if key.startswith('backbone.') else None
 
-    Attributes:
-        title: What a message calls it.
-        marker: Beginning of keys that tell the format; the first format in :data:`SOURCES` that has one is it.
-        prefix: What stands before the names of the encoder.
-        rename: Name without the prefix -> mmdet's name, or None.
-        dropped: Beginnings of keys that serve the pre-training or a classifier alone.
+
+@dataclass(frozen=True)
+class ForeignFormat:
+    """Checkpoint format of another project.
+
+    Args:
+        title (str): Name of the format in messages.
+        marker (str): Key prefix that identifies the format.
+        prefix (str): Prefix of the encoder's keys.
+        rename (Callable): Converts a key without ``prefix`` to mmdet's; None for other parts.
+        dropped (tuple[str, ...]): Prefixes of the keys that belong to pre-training or a classifier and are dropped.
     """
 
     title: str
@@ -73,90 +87,90 @@ class Source:
     dropped: tuple[str, ...] = ()
 
 
-#: Every format that is recognized, the one with the most telling marker first.
-SOURCES = {
-    'ccop-release': Source(
-        "the authors' release",
-        'backbone_q.bottom_up.',
-        'backbone_q.',
-        from_detectron2,
-        (
+#: Foreign formats that can be read. The first one whose marker occurs in a file is used: specific markers come first.
+FOREIGN_FORMATS = {
+    'ccop-release': ForeignFormat(
+        title="the CCOP authors' release",
+        marker='backbone_q.bottom_up.',
+        prefix='backbone_q.',
+        rename=from_detectron2,
+        dropped=(
             *('backbone_k.', 'img_neck_q.', 'img_neck_k.', 'roi_neck_q.', 'roi_neck_k.'),
             *('img_queue', 'roi_queue', 'pixel_mean', 'pixel_std', 'iter'),
         ),
     ),
-    'detectron2': Source('detectron2', 'backbone.bottom_up.', 'backbone.', from_detectron2),
-    # github.com/facebookresearch/moco; fc is the projection.
-    'mocov2': Source(
-        'MoCo v2',
-        'encoder_q.',
-        'encoder_q.',
-        _torchvision_backbone,
-        ('encoder_q.fc.', 'encoder_k.', 'queue'),
+    'detectron2': ForeignFormat('detectron2', 'backbone.bottom_up.', 'backbone.', from_detectron2),
+    # github.com/facebookresearch/moco; fc is the projection head.
+    'mocov2': ForeignFormat(
+        title='MoCo v2',
+        marker='encoder_q.',
+        prefix='encoder_q.',
+        rename=from_torchvision,
+        dropped=('encoder_q.fc.', 'encoder_k.', 'queue'),
     ),
-    # Its backbone has mmdet's names.
-    'mmselfsup-moco': Source(
-        "mmselfsup's MoCo",
-        'neck.mlp.',
-        'backbone.',
-        _torchvision_backbone,
-        ('neck.mlp.', 'encoder_k.', 'queue', 'head.', 'data_preprocessor.'),
+    # The keys of the backbone are mmdet's.
+    'mmselfsup-moco': ForeignFormat(
+        title="mmselfsup's MoCo",
+        marker='neck.mlp.',
+        prefix='backbone.',
+        rename=from_torchvision,
+        dropped=('neck.mlp.', 'encoder_k.', 'queue', 'head.', 'data_preprocessor.'),
     ),
-    'mmdet': Source('CCOP', 'backbone.', '', lambda key: key, PRETRAINING_ONLY),
-    # timm's ResNets have torchvision's names.
-    'torchvision': Source('a torchvision or timm ResNet', 'layer1.', '', _torchvision_backbone, ('fc.',)),
+    # timm's ResNets have the same keys.
+    'torchvision': ForeignFormat('a torchvision or timm ResNet', 'layer1.', '', from_torchvision, ('fc.',)),
 }
 
-#: Formats that can be written: mmdet's name -> theirs, or None for what they leave out.
+#: Formats that can be written: conversion of mmdet's keys, which returns None for keys that the format omits.
 TARGETS: dict[str, Callable[[str], str | None]] = {
-    'mmdet': lambda key: key,
-    'torchvision': lambda key: key.removeprefix('backbone.') if key.startswith('backbone.') else None,
-    'timm': lambda key: key.removeprefix('backbone.') if key.startswith('backbone.') else None,
+    'ccop': lambda key: key,
+    'torchvision': to_torchvision,
+    'timm': to_torchvision,
     'detectron2': lambda key: f'backbone.{to_detectron2(key)}',
 }
 
+#: Former names of target formats, which stay accepted.
+TARGET_ALIASES = {'mmdet': 'ccop'}
 
-def to_mmdet(state: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """Takes the ResNet, and the FPN if there is one, out of a state dict of any format in :data:`SOURCES`.
 
-    Counters of norm layers (``num_batches_tracked``), which old files and some conversions lack altogether, become 0,
-    as torch itself has it; they matter to no layer that is built here.
+def detect_foreign_format(keys: Iterable[str]) -> str | None:
+    """Returns the name of the foreign format that keys belong to, or None if they belong to none.
 
     Args:
-        state (dict[str, Tensor]): As read, names of wrappers included.
+        keys (Iterable[str]): Keys of a state dict without wrapper prefixes.
+    """
+    keys = list(keys)
+    for name, foreign in FOREIGN_FORMATS.items():
+        if any(key.startswith(foreign.marker) for key in keys):
+            return name
+    return None
+
+
+def convert_foreign(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Converts backbone, and FPN if present, of a foreign state dict to mmdet's keys.
+
+    Args:
+        state (Mapping[str, Tensor]): State dict without wrapper prefixes.
+        name (str): Key of :data:`FOREIGN_FORMATS`.
 
     Returns:
-        tuple[str, dict[str, Tensor]]: The format, and the tensors under ``backbone.*`` and ``neck.*``.
+        dict[str, Tensor]: Tensors under ``backbone.*`` and ``neck.*``.
 
     Raises:
-        InputError: The format is unknown, the file is a detector's, or it holds keys that its format does not have.
+        InputError: The state dict contains keys that the format does not have.
     """
-    state = strip_wrappers(state)
-    name = next((name for name, source in SOURCES.items() if any(key.startswith(source.marker) for key in state)), None)
-    if name in (None, 'mmdet'):
-        check_pretraining(state)
-        name = 'mmdet'
-    source = SOURCES[name]
+    foreign = FOREIGN_FORMATS[name]
     encoder, unknown = {}, []
     for key, tensor in state.items():
-        if key.startswith(source.dropped):
+        if key.startswith(foreign.dropped):
             continue
-        renamed = source.rename(key.removeprefix(source.prefix)) if key.startswith(source.prefix) else None
+        renamed = foreign.rename(key.removeprefix(foreign.prefix)) if key.startswith(foreign.prefix) else None
         if renamed is None:
             unknown.append(key)
         else:
             encoder[renamed] = tensor
     if unknown:
         raise InputError(
-            f'it has the names of {source.title}, but {len(unknown)} of its {len(state)} keys belong to no part of it '
-            f'(first: {unknown[0]}): name a checkpoint of a pre-training, not of a detector'
+            f'the keys are those of {foreign.title}, but {len(unknown)} of {len(state)} keys do not belong to it '
+            f'(first: {unknown[0]}): use a checkpoint of a pre-training run, not of a detector'
         )
-    statistics = [key.removesuffix('running_var') for key in encoder if key.endswith('.running_var')]
-    if not any(key.endswith('.num_batches_tracked') for key in encoder):
-        encoder.update({f'{key}num_batches_tracked': torch.tensor(0) for key in statistics})
-    return name, encoder
-
-
-def has_fpn(encoder) -> bool:
-    """Whether mmdet's names hold an FPN."""
-    return any(key.startswith(PARTS[1]) for key in encoder)
+    return add_batch_counters(encoder)

@@ -1,149 +1,201 @@
-"""Pre-trained weights into a detector, key by key."""
+"""Initializers that load pre-trained weights into a detector of mmdet, key by key."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mmdet.models import FPN, ResNet
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import Tensor, nn
 
-from ccop_mm.errors import InputError
-from ccop_mm.weights.files import checksum, read_state_dict
-from ccop_mm.weights.formats import SOURCES, has_fpn, to_mmdet
-from ccop_mm.weights.keys import PARTS, pair_keys, shapes
+from ccop_mm.utils.errors import InputError
+from ccop_mm.weights.checkpoint_file import checksum, read_checkpoint
+from ccop_mm.weights.formats import FOREIGN_FORMATS, convert_foreign, detect_foreign_format
+from ccop_mm.weights.key_mapping import PARTS, has_fpn, pair_keys, select_encoder, shapes, strip_wrappers
+
+
+@dataclass(frozen=True)
+class EncoderCheckpoint:
+    """Backbone, and FPN if present, of a checkpoint.
+
+    Args:
+        tensors (dict[str, Tensor]): Tensors under ``backbone.*`` and ``neck.*``, with mmdet's keys.
+        source_format (str): ``'ccop'`` or a key of :data:`ccop_mm.weights.formats.FOREIGN_FORMATS`.
+        title (str): Name of the format in messages.
+        meta (dict): Metadata of the file.
+    """
+
+    tensors: dict[str, Tensor]
+    source_format: str
+    title: str
+    meta: dict[str, Any]
+
+
+def read_encoder(checkpoint: str | Path) -> EncoderCheckpoint:
+    """Reads backbone, and FPN if present, of a checkpoint of any supported format.
+
+    Args:
+        checkpoint (str | Path): File, ``https://`` URL or ``torchvision://`` name.
+
+    Raises:
+        InputError: The file cannot be read, or its keys belong to no supported format.
+    """
+    state, meta = read_checkpoint(checkpoint)
+    try:
+        state = strip_wrappers(state)
+        foreign = detect_foreign_format(state)
+        if foreign is None:
+            return EncoderCheckpoint(select_encoder(state), 'ccop', 'CCOP', meta)
+        return EncoderCheckpoint(convert_foreign(state, foreign), foreign, FOREIGN_FORMATS[foreign].title, meta)
+    except InputError as error:
+        raise InputError(f'{checkpoint}: {error}') from None
 
 
 class EncoderInit:
-    """What the initializers of a detector share: a file, read and fitted completely or not at all.
+    """Base class of the initializers of a detector, which load either all tensors of their parts or none.
 
     Args:
-        checkpoint (str): File, ``https://`` address or ``torchvision://`` name, in any format of
-            :data:`ccop_mm.weights.formats.SOURCES`.
+        checkpoint (str): File, ``https://`` URL or ``torchvision://`` name of a CCOP checkpoint or of any format in
+            :data:`ccop_mm.weights.formats.FOREIGN_FORMATS`.
     """
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint: str) -> None:
         self.checkpoint = checkpoint
 
-    def _read(self):
-        """The format and the tensors of the checkpoint under mmdet's names."""
+    def _read(self) -> EncoderCheckpoint:
         if not isinstance(self.checkpoint, str):
             raise InputError(
-                f'{type(self).__name__} needs the name of a checkpoint and got {self.checkpoint!r}: '
+                f'{type(self).__name__} needs the path of a checkpoint, got {self.checkpoint!r}: '
                 'set model.init_cfg.checkpoint'
             )
-        state = read_state_dict(self.checkpoint)
-        try:
-            return to_mmdet(state)
-        except InputError as error:
-            raise InputError(f'{self.checkpoint}: {error}') from None
+        return read_encoder(self.checkpoint)
 
-    def _load(self, module, state, parts, **levels):
-        """Fills ``parts`` of a detector from mmdet's names and says in one line what it then holds."""
+    def _load(
+        self, module: nn.Module, state: dict[str, Tensor], parts: tuple[str, ...], first_level: int, num_levels: int
+    ) -> None:
+        """Loads ``parts`` of a detector and logs what was loaded.
+
+        Args:
+            module (nn.Module): Detector.
+            state (dict[str, Tensor]): Tensors with mmdet's keys.
+            parts (tuple[str, ...]): Key prefixes to load.
+            first_level (int): See :func:`ccop_mm.weights.key_mapping.pair_keys`.
+            num_levels (int): See :func:`ccop_mm.weights.key_mapping.pair_keys`.
+        """
         detector = {key: shape for key, shape in shapes(module.state_dict()).items() if key.startswith(parts)}
         try:
-            pairs = pair_keys(detector, shapes(state), **levels)
+            pairs = pair_keys(detector, shapes(state), first_level, num_levels)
         except InputError as error:
             raise InputError(f'{self.checkpoint}: {error}') from None
-        # After a parent's initializer mmengine lets the children draw their weights (its own Pretrained alone waits),
-        # unless they say that they are initialized. The neck draws now: some of its convolutions may have no source.
-        if getattr(module, 'neck', None) is not None:
-            module.neck.init_weights()
-        module.backbone.is_init = True
+        # mmengine initializes the children after their parent, except for its own Pretrained, and would overwrite the
+        # weights. The neck is initialized here because some of its convolutions may have no source; the backbone is
+        # only marked as initialized.
+        backbone: Any = module.backbone
+        neck: Any = getattr(module, 'neck', None)
+        if neck is not None:
+            neck.init_weights()
+        backbone.is_init = True
         module.load_state_dict({key: state[source] for key, source in pairs.items()}, strict=False)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, f'{type(self).__name__}: loaded from {self.checkpoint}')
-        self._log(module, pairs, parts, levels.get('first_level', 0))
+        self._log(module, pairs, parts, first_level)
 
-    def _log(self, module, pairs, parts, first_level):
-        """Says what the detector now holds, read back from it."""
-        held = module.state_dict()
-        loaded = {source: held[key] for key, source in pairs.items()}
+    def _log(self, module: nn.Module, pairs: dict[str, str], parts: tuple[str, ...], first_level: int) -> None:
+        """Logs the number of loaded keys and parameters and the checksum, computed from the detector's tensors."""
+        loaded_state = module.state_dict()
+        loaded = {source: loaded_state[key] for key, source in pairs.items()}
         parameters = sum(value.numel() for key, value in module.named_parameters() if key in pairs)
-        shift = f', its FPN from the pre-trained P{first_level + 2} on' if first_level else ''
+        levels = f', FPN levels from the pre-trained P{first_level + 2} upward' if first_level else ''
         print_log(
             f'{type(self).__name__}: {len(pairs)} {"backbone and FPN" if parts == PARTS else "backbone"} keys '
             f'({parameters:,} parameters, blake2b {checksum(loaded)}) loaded from {self.checkpoint} '
-            f'into {type(module).__name__}{shift}',
+            f'into {type(module).__name__}{levels}',
             logger='current',
         )
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class CCOPPretrained(EncoderInit):
-    """Loads backbone and FPN of a detector from a CCOP checkpoint, completely or not at all.
+    """Loads backbone and FPN of a detector from a CCOP checkpoint, either completely or not at all.
 
-    For the ``init_cfg`` of a whole mmdet detector with a ResNet and an FPN::
+    For the ``init_cfg`` of an mmdet detector with a ResNet and an FPN::
 
         model = dict(init_cfg=dict(type='CCOPPretrained', checkpoint=FILE))
 
-    Running statistics are loaded like weights; BN and SyncBN have equal keys. A detector whose FPN starts at C3, as
-    RetinaNet's, takes the pre-trained levels from C3 on; :func:`ccop_mm.weights.keys.pair_keys` tells what may be
-    missing or unused. One line of the log gives the number of keys and parameters and the :func:`checksum` of the
-    loaded tensors, read back from the detector, under the checkpoint's names. In a list of initializers this one stands
-    last, for mmengine applies them in order.
+    Running statistics are loaded like weights; BN and SyncBN have the same keys. A detector whose FPN starts at C3,
+    such as RetinaNet, uses the pre-trained levels from C3 upward. :func:`ccop_mm.weights.key_mapping.pair_keys`
+    defines which keys may be missing or unused. One log line states the number of loaded keys and parameters and the
+    :func:`~ccop_mm.weights.checkpoint_file.checksum` of the loaded tensors, read back from the detector, under the
+    keys of the checkpoint. In a list of initializers this one must be the last, because mmengine applies them in
+    order.
 
     Args:
-        checkpoint (str): File or URL of a CCOP pre-training checkpoint, of an export of one by tools/export.py, or of
-            the authors' release.
+        checkpoint (str): File or URL of a CCOP pre-training checkpoint, of an export of one by
+            tools/model_converters/export_checkpoint.py, or of the CCOP authors' release.
     """
 
-    def __call__(self, module):
-        """Initializes ``module``.
+    def __call__(self, module: nn.Module) -> None:
+        """Initializes a detector.
 
         Args:
-            module (nn.Module): A detector.
+            module (nn.Module): Detector.
 
         Raises:
-            InputError: ``module`` has no ResNet with an FPN, or the checkpoint cannot be read, or does not fit.
+            InputError: ``module`` has no ResNet with an FPN, or the checkpoint cannot be read or does not match.
         """
         backbone, neck = getattr(module, 'backbone', None), getattr(module, 'neck', None)
         if not isinstance(backbone, ResNet) or not isinstance(neck, FPN):
             raise InputError(
-                f'CCOPPretrained is for a detector with a ResNet and an FPN, not for {type(module).__name__}: '
+                f'CCOPPretrained initializes a detector with a ResNet and an FPN, not {type(module).__name__}: '
                 "write model=dict(init_cfg=dict(type='CCOPPretrained', ...)), not in the backbone or the neck"
             )
-        name, state = self._read()
-        if not has_fpn(state):
+        encoder = self._read()
+        if not has_fpn(encoder.tensors):
             raise InputError(
-                f'{self.checkpoint} holds a backbone without an FPN (names of {SOURCES[name].title}): '
-                "if that is meant, use init_cfg=dict(type='BackbonePretrained', ...)"
+                f'{self.checkpoint} contains a backbone without an FPN (format: {encoder.title}): '
+                "to load only the backbone use init_cfg=dict(type='BackbonePretrained', ...)"
             )
         first_level = backbone.out_indices[neck.start_level]
-        self._load(module, state, PARTS, first_level=first_level, num_levels=len(neck.lateral_convs))
+        self._load(module, encoder.tensors, PARTS, first_level, num_levels=len(neck.lateral_convs))
 
 
 @WEIGHT_INITIALIZERS.register_module()
 class BackbonePretrained(EncoderInit):
-    """Loads the ResNet of a detector from weights without an FPN, completely or not at all.
+    """Loads the ResNet of a detector from a checkpoint without an FPN, either completely or not at all.
 
-    For the ``init_cfg`` of a whole mmdet detector; mmengine's own ``Pretrained`` loads what fits and goes on::
+    For the ``init_cfg`` of an mmdet detector::
 
         model = dict(init_cfg=dict(type='BackbonePretrained', checkpoint='torchvision://resnet50'))
 
-    Takes torchvision's and timm's ResNets, MoCo v2's files, mmselfsup's MoCo, and what tools/import.py made of them.
-    The classifier (``fc``), projections, key encoder and queues are left out, and nothing else. Neck and heads keep
-    their own draw. The log line is as that of :class:`CCOPPretrained`.
+    In contrast, mmengine's ``Pretrained`` loads the keys that match and ignores the others. Supports ResNets of
+    torchvision and timm, the files of MoCo v2, mmselfsup's MoCo, and the output of
+    tools/model_converters/import_checkpoint.py. Only the classifier (``fc``), projection heads, key encoder and queues
+    are dropped. Neck and heads keep their own initialization. The log line is that of :class:`CCOPPretrained`.
 
     Args:
-        checkpoint (str): File, ``https://`` address or ``torchvision://`` name.
+        checkpoint (str): File, ``https://`` URL or ``torchvision://`` name.
     """
 
-    def __call__(self, module):
-        """Initializes ``module``.
+    def __call__(self, module: nn.Module) -> None:
+        """Initializes a detector.
 
         Args:
-            module (nn.Module): A detector.
+            module (nn.Module): Detector.
 
         Raises:
-            InputError: ``module`` has no ResNet, or the checkpoint cannot be read, does not fit, or has an FPN as well.
+            InputError: ``module`` has no ResNet, or the checkpoint cannot be read, does not match, or contains an FPN.
         """
         if not isinstance(getattr(module, 'backbone', None), ResNet):
             raise InputError(
-                f'BackbonePretrained is for a detector with a ResNet, not for {type(module).__name__}: '
+                f'BackbonePretrained initializes a detector with a ResNet, not {type(module).__name__}: '
                 "write model=dict(init_cfg=dict(type='BackbonePretrained', ...)), not in the backbone"
             )
-        _, state = self._read()
-        if has_fpn(state):
+        encoder = self._read()
+        if has_fpn(encoder.tensors):
             raise InputError(
-                f"{self.checkpoint} holds an FPN as well: use init_cfg=dict(type='CCOPPretrained', ...), "
-                'or take the backbone out of it by tools/export.py --to torchvision'
+                f"{self.checkpoint} also contains an FPN: use init_cfg=dict(type='CCOPPretrained', ...), or extract "
+                'the backbone with tools/model_converters/export_checkpoint.py --to torchvision'
             )
-        self._load(module, state, PARTS[:1])
+        self._load(module, encoder.tensors, PARTS[:1], first_level=0, num_levels=4)

@@ -1,21 +1,23 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from foreign_states import moco, release
+from foreign_states import moco_state, release_state
 from mmdet.models import FPN, ResNet
 from small_transfer import FPN_WIDTH, WIDTH, channels, pretraining
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 from ccop_mm.version import __version__
-from ccop_mm.weights import checksum, convert, read_checkpoint
+from ccop_mm.weights import TARGETS, checksum, convert, read_checkpoint
 
 NORM = {'weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'}
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a state dict as pre-training does; returns the path."""
+    """Saves a state dict as a pre-training run does; returns the path."""
 
     def save(state, **meta):
         path = tmp_path / 'epoch_800.pth'
@@ -30,22 +32,23 @@ def encoder_state(depth=50):
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('to', ['mmdet', 'torchvision', 'timm', 'detectron2'])
-def test_what_is_exported_is_imported_bit_by_bit(save, tmp_path, to, suffix):
+@pytest.mark.parametrize('to', TARGETS)
+def test_exports_are_imported_bit_by_bit(save, tmp_path, to, suffix):
     checkpoint = save(pretraining(50).state_dict(), epoch=800, cfg='model = dict()')
     line = convert(checkpoint, to, tmp_path / f'out{suffix}')
     assert f'out{suffix}: ResNet-50' in line and 'epoch 800' in line
-    convert(tmp_path / f'out{suffix}', 'mmdet', tmp_path / 'back.pth')
+    convert(tmp_path / f'out{suffix}', 'ccop', tmp_path / 'back.pth')
     state, meta = read_checkpoint(tmp_path / 'back.pth')
     expected = encoder_state()
-    if to in ('torchvision', 'timm'):
+    fpn_omitted = to in ('torchvision', 'timm')
+    assert line.endswith('FPN omitted') == fpn_omitted
+    if fpn_omitted:
         expected = {key: tensor for key, tensor in expected.items() if key.startswith('backbone.')}
-        assert line.endswith('its FPN left out')
     assert set(state) == set(expected)
     assert all(torch.equal(state[key], tensor) and state[key].dtype == tensor.dtype for key, tensor in expected.items())
-    # What the pre-training said of itself is handed on.
+    # The metadata of the pre-training run is kept.
     assert meta == dict(
-        names='mmdet',
+        names='ccop',
         source=f'out{suffix}',
         source_format='torchvision' if to == 'timm' else to,
         encoder_checksum=checksum(expected),
@@ -56,7 +59,7 @@ def test_what_is_exported_is_imported_bit_by_bit(save, tmp_path, to, suffix):
     )
 
 
-def test_torchvision_gives_the_same_c5(save, tmp_path):
+def test_torchvision_computes_the_same_c5(save, tmp_path):
     ours = ResNet(50, norm_eval=False)
     generator = torch.Generator().manual_seed(3)
     for name, tensor in ours.state_dict().items():
@@ -79,8 +82,8 @@ def test_torchvision_gives_the_same_c5(save, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def detectron2_list(depth_blocks, width, fpn):
-    """Names and shapes of detectron2's ResNet-FPN with bottleneck blocks, as its modules nest."""
+def detectron2_shapes(stage_blocks, width, fpn):
+    """Returns the keys and shapes of detectron2's ResNet-FPN with bottleneck blocks."""
     shapes = {}
 
     def conv(name, out, into, side):
@@ -89,7 +92,7 @@ def detectron2_list(depth_blocks, width, fpn):
 
     conv('backbone.bottom_up.stem.conv1', width, 3, 7)
     into = width
-    for stage, blocks in enumerate(depth_blocks):
+    for stage, blocks in enumerate(stage_blocks):
         middle, out = width * 2**stage, 4 * width * 2**stage
         for block in range(blocks):
             name = f'backbone.bottom_up.res{stage + 2}.{block}'
@@ -105,17 +108,20 @@ def detectron2_list(depth_blocks, width, fpn):
 
 
 @pytest.mark.parametrize(('depth', 'blocks'), [(50, (3, 4, 6, 3)), (101, (3, 4, 23, 3))])
-def test_detectron2_finds_its_names_and_shapes(save, tmp_path, depth, blocks):
+def test_detectron2_keys_and_shapes(save, tmp_path, depth, blocks):
     convert(save(pretraining(depth).state_dict()), 'detectron2', tmp_path / 'd2.pth')
-    # Under 'model', where its checkpointer looks.
+    # detectron2's checkpointer reads the entry 'model'.
     found = torch.load(tmp_path / 'd2.pth', weights_only=True)['model']
     fpn = found['backbone.fpn_lateral2.weight'].shape[0]
-    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == detectron2_list(blocks, WIDTH, fpn)
+    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == detectron2_shapes(blocks, WIDTH, fpn)
 
 
 def released_forward(state, image):
-    """P2 to P5 of the authors' encoder by the keys of their checkpoint: detectron2's ResNet-50 with stride in the 3x3
-    convolution, its FPN with norm layers and nearest upsampling; inference."""
+    """Computes P2 to P5 of the CCOP authors' encoder in inference mode, from the keys of their checkpoint.
+
+    The encoder is detectron2's ResNet-50 with the stride in the 3x3 convolution, and its FPN with norm layers and
+    nearest upsampling.
+    """
 
     def conv(name, x, stride=1, padding=0):
         x = F.conv2d(x, state[f'{name}.weight'], stride=stride, padding=padding)
@@ -144,12 +150,12 @@ def released_forward(state, image):
     return levels
 
 
-def test_the_authors_release_imports_and_computes_the_same(save, tmp_path):
-    state = release(pretraining(50).state_dict())
-    line = convert(save(state, epoch=800), 'mmdet', tmp_path / 'ccop.pth')
-    assert "from the authors' release, epoch 800" in line
+def test_the_imported_authors_release_computes_the_same(save, tmp_path):
+    state = release_state(pretraining(50).state_dict())
+    line = convert(save(state, epoch=800), 'ccop', tmp_path / 'ccop.pth')
+    assert "authors' release" in line and 'epoch 800' in line
     imported = read_checkpoint(tmp_path / 'ccop.pth')[0]
-    # Into an encoder of another draw, so that nothing can be there already.
+    # The encoder has another random initialization, so equal outputs must come from the loaded weights.
     backbone = ResNet(50, base_channels=WIDTH, norm_eval=False)
     neck = FPN(channels(50), FPN_WIDTH, num_outs=4, norm_cfg=dict(type='BN'))
     for part, name in ((backbone, 'backbone.'), (neck, 'neck.')):
@@ -164,10 +170,10 @@ def test_the_authors_release_imports_and_computes_the_same(save, tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-def test_mocos_file_imports_its_query_encoder(save, tmp_path):
+def test_the_query_encoder_of_a_moco_file_is_imported(save, tmp_path):
     expected = {key: tensor for key, tensor in encoder_state().items() if key.startswith('backbone.')}
-    line = convert(save(moco(expected)), 'mmdet', tmp_path / 'moco.pth')
-    assert 'moco.pth: ResNet-50 under the names of mmdet, 318 tensors' in line and line.endswith('from MoCo v2')
+    line = convert(save(moco_state(expected)), 'ccop', tmp_path / 'moco.pth')
+    assert re.search(r'moco\.pth: ResNet-50 .*\b318 tensors.*MoCo v2$', line)
     state = read_checkpoint(tmp_path / 'moco.pth')[0]
     assert set(state) == set(expected) and all(torch.equal(state[key], tensor) for key, tensor in expected.items())
 
@@ -177,35 +183,50 @@ def test_mocos_file_imports_its_query_encoder(save, tmp_path):
     [
         (
             lambda state: state.pop('backbone_q.bottom_up.res4.5.conv2.norm.bias'),
-            'missing in the checkpoint: backbone.layer3.5.bn2.bias',
+            r'missing.*: backbone\.layer3\.5\.bn2\.bias',
         ),
         (
             lambda state: state.update({'backbone_q.fpn_lateral3.bias': torch.zeros(32)}),
-            'unused of the checkpoint: neck.lateral_convs.1.conv.bias',
+            r'not used.*: neck\.lateral_convs\.1\.conv\.bias',
         ),
         (
             lambda state: [state.pop(key) for key in [*state] if key.startswith('backbone_q.bottom_up.res5.2.')],
-            'its backbone is no whole ResNet-18, -34, -50, -101 or -152',
+            'ResNet-18, -34, -50, -101 or -152',
         ),
         (
             lambda state: state.update({'proposal_generator.anchor': torch.zeros(1)}),
-            r'first: proposal_generator.anchor',
+            r'proposal_generator\.anchor',
         ),
-        (lambda state: (state.clear(), state.update(classifier=torch.zeros(1))), 'belong to no part of CCOP'),
+        (lambda state: (state.clear(), state.update(classifier=torch.zeros(1))), r'1 of 1 keys.*classifier'),
     ],
 )
-def test_a_part_is_not_taken_for_the_whole(save, tmp_path, change, message):
-    state = release(pretraining(50).state_dict())
+def test_incomplete_or_unknown_encoders_are_not_converted(save, tmp_path, change, message):
+    state = release_state(pretraining(50).state_dict())
     change(state)
     path = save(state)
     with pytest.raises(InputError, match=f'epoch_800.pth: (?s:.*){message}'):
-        convert(path, 'mmdet', tmp_path / 'out.pth')
+        convert(path, 'ccop', tmp_path / 'out.pth')
     assert [file.name for file in tmp_path.iterdir()] == ['epoch_800.pth']
 
 
-def test_the_checkpoint_itself_is_not_written_over(save):
+def test_the_input_is_not_overwritten(save):
     path = save(pretraining(18).state_dict())
     before = path.read_bytes()
-    with pytest.raises(InputError, match='is the checkpoint itself'):
-        convert(path, 'mmdet', path)
+    with pytest.raises(InputError, match=f'{re.escape(str(path))} is the input'):
+        convert(path, 'ccop', path)
     assert path.read_bytes() == before
+
+
+def test_the_former_name_of_the_ccop_format_is_accepted(save, tmp_path):
+    checkpoint = save(pretraining(18).state_dict(), epoch=800)
+    for to in ('mmdet', 'ccop'):
+        convert(checkpoint, to, tmp_path / f'{to}.pth')
+    former, state = read_checkpoint(tmp_path / 'mmdet.pth'), read_checkpoint(tmp_path / 'ccop.pth')
+    assert former[1] == state[1] and former[1]['names'] == 'ccop'
+    assert set(former[0]) == set(state[0]) and all(torch.equal(former[0][key], state[0][key]) for key in state[0])
+
+
+def test_an_unknown_target_format_is_an_error(save, tmp_path):
+    with pytest.raises(InputError, match='onnx.*torchvision'):
+        convert(save(pretraining(18).state_dict()), 'onnx', tmp_path / 'out.pth')
+    assert not (tmp_path / 'out.pth').exists()

@@ -1,25 +1,26 @@
+import re
+
 import pytest
 import torch
 from mmdet.models import ResNet
 
-from ccop_mm.errors import InputError
-from ccop_mm.weights.keys import check_pretraining, pair_keys, resnet_depth, strip_wrappers
+from ccop_mm.utils.errors import InputError
+from ccop_mm.weights.key_mapping import check_pretraining, pair_keys, resnet_depth, strip_wrappers
 
 
 @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
-def test_depth_is_told_from_the_keys_of_mmdets_resnet(depth):
+def test_depth_of_an_mmdet_resnet_from_its_keys(depth):
     with torch.device('meta'):
         keys = [f'backbone.{key}' for key in ResNet(depth).state_dict()]
     assert resnet_depth(keys) == depth
 
 
 def test_an_incomplete_resnet_has_no_depth():
-    assert (
-        resnet_depth(['backbone.conv1.weight', 'backbone.layer1.0.conv1.weight', 'neck.fpn_convs.0.conv.bias']) is None
-    )
+    keys = ['backbone.conv1.weight', 'backbone.layer1.0.conv1.weight', 'neck.fpn_convs.0.conv.bias']
+    assert resnet_depth(keys) is None
 
 
-def test_names_of_ddp_and_compile_are_removed():
+def test_prefixes_of_ddp_and_compile_are_removed():
     wrapped = {
         'module._orig_mod.backbone._orig_mod.conv1.weight': 1,
         'module._orig_mod.encoder_k.module.conv1.weight': 2,
@@ -30,36 +31,36 @@ def test_names_of_ddp_and_compile_are_removed():
         'encoder_k.module.conv1.weight': 2,
         'neck.not_orig_mod.x': 3,
     }
-    # "module." of some keys alone is a module of that name.
+    # If only some keys start with "module.", it is a submodule of that name.
     assert strip_wrappers({'module.x': 1, 'y': 2}) == {'module.x': 1, 'y': 2}
 
 
-def test_names_that_become_equal_are_refused():
-    with pytest.raises(InputError, match='equal once'):
+def test_keys_that_become_equal_are_an_error():
+    with pytest.raises(InputError, match='backbone.conv1.weight'):
         strip_wrappers({'backbone.conv1.weight': 1, 'backbone._orig_mod.conv1.weight': 2})
 
 
 @pytest.mark.parametrize(
     'head', ['rpn_head.rpn_conv.weight', 'roi_head.bbox_head.fc_cls.bias', 'bbox_head.retina_cls.bias']
 )
-def test_a_detection_checkpoint_is_named(head):
-    with pytest.raises(InputError, match=f'detection checkpoint.*{head}'):
+def test_a_detection_checkpoint_is_an_error(head):
+    with pytest.raises(InputError, match=f'{head}.*load_from'):
         check_pretraining(['backbone.conv1.weight', head])
 
 
-def test_a_foreign_checkpoint_is_named():
-    with pytest.raises(InputError, match=r'2 of its 3 keys belong to no part of CCOP \(first: conv1.weight\)'):
+def test_keys_of_another_model_are_an_error():
+    with pytest.raises(InputError, match=r'2 of 3 keys.*CCOP.*conv1\.weight'):
         check_pretraining(['conv1.weight', 'fc.bias', 'encoder_k.backbone.conv1.weight'])
 
 
 def fpn(levels, outputs=None):
-    """Shapes of an FPN by mmdet's names."""
+    """Returns the shapes of an FPN with mmdet's keys."""
     keys = {f'neck.lateral_convs.{level}.conv.weight': (8, 4 * 2**stage, 1, 1) for level, stage in enumerate(levels)}
     keys.update({f'neck.fpn_convs.{level}.conv.weight': (8, 8, 3, 3) for level in range(outputs or len(levels))})
     return keys
 
 
-def test_levels_are_matched_by_stage_and_never_by_shape():
+def test_levels_are_matched_by_stage_and_not_by_shape():
     detector = fpn(levels=(1, 2, 3), outputs=5)
     pairs = pair_keys(detector, fpn(levels=(0, 1, 2, 3)), first_level=1, num_levels=3)
     assert pairs == {
@@ -69,20 +70,17 @@ def test_levels_are_matched_by_stage_and_never_by_shape():
     }
 
 
-def test_a_level_above_those_of_the_detector_is_unused():
-    with pytest.raises(InputError, match=r'unused of the checkpoint: neck.lateral_convs.3'):
+def test_a_level_above_those_of_the_detector_is_an_error():
+    with pytest.raises(InputError, match=r'neck\.lateral_convs\.3'):
         pair_keys(fpn(levels=(0, 1, 2)), fpn(levels=(0, 1, 2, 3)), first_level=0, num_levels=3)
 
 
-def test_every_key_at_fault_is_listed():
+def test_all_mismatched_keys_are_listed():
     detector = {'backbone.a': (1,), 'backbone.b': (2, 3), 'neck.c': (), 'neck.d': (4,), 'roi_head.e': (5,)}
     checkpoint = {'backbone.b': (3, 2), 'backbone.f': (6,), 'neck.c': (), 'neck.d': (4,), 'image_queue.keys': (7,)}
     with pytest.raises(InputError) as caught:
         pair_keys(detector, checkpoint)
     first, *rest = str(caught.value).splitlines()
-    assert '1 keys missing, 1 of another shape, 1 unused' in first
-    assert rest == [
-        '  missing in the checkpoint: backbone.a',
-        '  another shape: backbone.b, (3, 2) in the checkpoint, (2, 3) in the detector',
-        '  unused of the checkpoint: backbone.f',
-    ]
+    assert re.findall(r'\d+', first) == ['1', '1', '1']
+    values = [re.findall(r'backbone\.\w|\(\d, \d\)', line) for line in rest]
+    assert values == [['backbone.a'], ['backbone.b', '(3, 2)', '(2, 3)'], ['backbone.f']]
