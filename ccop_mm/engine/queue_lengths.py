@@ -1,4 +1,4 @@
-"""Fits the queues of a pre-training config to its data set, before the model is built."""
+"""Adapts the queue lengths of a pre-training config to its dataset, before the model is built."""
 
 import logging
 
@@ -8,49 +8,50 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS
 
-from ccop_mm.errors import InputError
 from ccop_mm.models.queue import suggest_lengths
+from ccop_mm.utils.errors import InputError
 
-#: Share of a photo's proposals that both views show: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at 224 px, on 31
-#: COCO photos with selective search (docs/design.md).
-SHARE_IN_BOTH_VIEWS = 0.25
+#: Fraction of an image's proposals that are visible in both views: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at
+#: 224 px, on 31 COCO images with selective search (docs/design.md).
+FRACTION_IN_BOTH_VIEWS = 0.25
 
-#: A fixed length may exceed the suggestion so many times before it is warned of: at twice COCO's share of an epoch,
-#: every photo's own keys are among its negatives.
+#: A fixed length is accepted up to this multiple of the suggested one. At twice the fraction of an epoch that the
+#: paper's queue stores of COCO, the negatives of every image include its own keys.
 TOLERANCE = 2
 
 
 def fit_queues(cfg: Config) -> None:
-    """Replaces ``queue_len='auto'`` by numbers, in place; warns once of fixed lengths that are too long for the data
-    set.
+    """Resolves ``queue_len='auto'`` to the lengths suggested for the dataset; warns if fixed lengths are too long.
 
-    mmselfsup's ``MoCo`` is warned of that too, and has its own rule checked; its length must be a number. Nothing
-    happens for other models and for other data sets than ``ProposalDataset``.
+    mmselfsup's ``MoCo`` gets the same warning, and its own constraint is checked: its length must be a multiple of the
+    batch size, so ``'auto'`` is an error. Other models, and datasets other than ``ProposalDataset``, are not affected.
 
     Args:
-        cfg (Config): A training config.
+        cfg (Config): Training config, modified in place.
 
     Raises:
-        InputError: The data set cannot be read, or a step of MoCo does not divide its queue.
+        InputError: The dataset cannot be read or is smaller than a batch, or MoCo's queue length is not a multiple of
+            the batch size.
     """
     model, loader = cfg.get('model') or {}, cfg.get('train_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    algorithm, data = (str(part.get('type')).split('.')[-1] for part in (model, dataset))
-    if algorithm not in ('CCOP', 'MoCo') or data != 'ProposalDataset':
+    dataset_cfg = loader.get('dataset') or {}
+    algorithm, dataset_type = (str(part.get('type')).split('.')[-1] for part in (model, dataset_cfg))
+    if algorithm not in ('CCOP', 'MoCo') or dataset_type != 'ProposalDataset':
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
-        photos = DATASETS.build({**dataset, 'pipeline': []})
-    photos_a_step = loader.get('batch_size', 1) * get_world_size()
-    if len(photos) < photos_a_step:
+        dataset = DATASETS.build({**dataset_cfg, 'pipeline': []})
+    batch_size = loader.get('batch_size', 1) * get_world_size()
+    if len(dataset) < batch_size:
         raise InputError(
-            f'{len(photos)} photos are fewer than the {photos_a_step} of a step: lower train_dataloader.batch_size'
+            f'the dataset has {len(dataset)} images, fewer than the batch size of {batch_size}; lower '
+            'train_dataloader.batch_size'
         )
     if algorithm == 'MoCo':
-        _check_moco(model.get('queue_len', 65536), len(photos), photos_a_step)
+        _check_moco(model.get('queue_len', 65536), len(dataset), batch_size)
         return
-    objects = SHARE_IN_BOTH_VIEWS * photos.mean_proposals()
-    suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(photos), objects), strict=True))
-    of = f'{len(photos)} photos with about {objects:.1f} objects in both views'
+    objects = FRACTION_IN_BOTH_VIEWS * dataset.mean_proposals()
+    suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(dataset), objects), strict=True))
+    content = f'{len(dataset)} images with about {objects:.1f} objects in both views'
     chosen = {
         'queue_len': model.get('queue_len', 65536),
         'object_queue_len': model.get('object_queue_len') or model.get('queue_len', 65536),
@@ -58,33 +59,31 @@ def fit_queues(cfg: Config) -> None:
     for name, length in chosen.items():
         if length == 'auto':
             model[name] = suggested[name]
-            print_log(f'{name}: {suggested[name]}, for {of}', logger='current')
+            print_log(f'{name} set to {suggested[name]} for {content}', logger='current')
     too_long = {
         name: length for name, length in chosen.items() if length != 'auto' and length > TOLERANCE * suggested[name]
     }
     if too_long:
         lengths = ', '.join(f'{name}={length}' for name, length in too_long.items())
         advice = ', '.join(f'model.{name}={suggested[name]}' for name in too_long)
-        print_log(
-            f"{lengths} is long for {of}: the queue holds photos' own keys as negatives; choose {advice}, or "
-            "model.queue_len='auto'",
-            logger='current',
-            level=logging.WARNING,
-        )
+        _warn_too_long(lengths, content, f"{advice}, or model.queue_len='auto'")
 
 
-def _check_moco(length: int | str, photos: int, photos_a_step: int) -> None:
-    """What MoCo asserts in its first step, said before it, and what :func:`fit_queues` says to CCOP."""
-    suggested = max(1, round(suggest_lengths(photos, 0)[0] / photos_a_step)) * photos_a_step
-    if length == 'auto' or length % photos_a_step:
+def _check_moco(length: int | str, num_images: int, batch_size: int) -> None:
+    """Checks what mmselfsup's MoCo would assert in its first iteration; warns like :func:`fit_queues`."""
+    suggested = max(1, round(suggest_lengths(num_images, 0)[0] / batch_size)) * batch_size
+    if isinstance(length, str) or length % batch_size:
         raise InputError(
-            f"MoCo's queue_len must be a multiple of the {photos_a_step} photos of a step, got {length}; choose "
+            f'queue_len of MoCo must be a multiple of the batch size {batch_size}, got {length}; set '
             f'model.queue_len={suggested}'
         )
     if length > TOLERANCE * suggested:
-        print_log(
-            f"queue_len={length} is long for {photos} photos: the queue holds photos' own keys as negatives; choose "
-            f'model.queue_len={suggested}',
-            logger='current',
-            level=logging.WARNING,
-        )
+        _warn_too_long(f'queue_len={length}', f'{num_images} images', f'model.queue_len={suggested}')
+
+
+def _warn_too_long(lengths: str, content: str, advice: str) -> None:
+    print_log(
+        f"{lengths} is too long for {content}: the negatives include the image's own keys; set {advice}",
+        logger='current',
+        level=logging.WARNING,
+    )

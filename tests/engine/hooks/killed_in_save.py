@@ -1,10 +1,10 @@
-"""Run by test_checkpoint_hook.py: kills small runs in the middle of a save, at every step of it, and resumes them.
+"""Kills small runs at every file operation of a checkpoint save and resumes them. Run by test_checkpoint_hook.py.
 
-python killed_in_save.py OUT HOOK    prints a JSON line per step
+Usage: python killed_in_save.py OUT HOOK. Prints a JSON line per operation.
 
-Two epochs of training; while the second checkpoint is saved (max_keep_ckpts=1), the process kills itself just before
-its n-th operation on a file of the work folder, for n = 0, 1, ... until a run comes through. Processes are forked, so
-that the hosts are imported once.
+Each run trains for two epochs with max_keep_ckpts=1. While the second checkpoint is saved, the process kills itself
+before its n-th operation on a file of the work directory, for n = 0, 1, ... until a run completes. Runs are forked, so
+that the upstream libraries are imported only once.
 """
 
 import json
@@ -23,12 +23,12 @@ from torch import nn
 import ccop_mm  # noqa: F401
 from ccop_mm.engine import launch
 
-#: What Python reports before it does it.
+#: Audit events of file operations, which Python raises before it executes them.
 OPERATIONS = ('open', 'os.chmod', 'os.rename', 'os.remove')
 
 
 @MODELS.register_module()
-class Line(BaseModel):
+class LinearModel(BaseModel):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(1, 1)
@@ -50,7 +50,7 @@ class Numbers:
 
 @HOOKS.register_module()
 class KillBefore(Hook):
-    """Ends the process before the given operation of the save that follows the second epoch."""
+    """Kills the process before the given operation of the save after the second epoch."""
 
     priority = 'LOW'  # before the checkpoint hook
 
@@ -66,7 +66,7 @@ class KillBefore(Hook):
             if self.countdown == 0:
                 self.countdown = -1
                 if event == 'os.chmod':
-                    os.truncate(args[0], 100)  # as if killed while it was being written
+                    os.truncate(args[0], 100)  # simulates a kill during the write
                 print(json.dumps(dict(before=event)), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             self.countdown -= 1
@@ -77,7 +77,7 @@ def train(work_dir, hook, epochs, custom_hooks=(), resume=None):
         dict(
             default_scope='mmselfsup',
             work_dir=str(work_dir),
-            model=dict(type='Line'),
+            model=dict(type='LinearModel'),
             train_dataloader=dict(
                 batch_size=2,
                 num_workers=0,
@@ -96,8 +96,8 @@ def train(work_dir, hook, epochs, custom_hooks=(), resume=None):
     return launch.train(cfg)
 
 
-def forked(function):
-    """Runs it in another process; returns the signal that ended it, 0 for none."""
+def run_forked(function):
+    """Runs a function in a forked process; returns the signal that ended it, or 0."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -109,7 +109,8 @@ def forked(function):
     return os.WTERMSIG(os.waitpid(pid, 0)[1])
 
 
-def reads(path):
+def read_epoch(path):
+    """Returns the epoch of a checkpoint, or None if it cannot be read."""
     try:
         return torch.load(path, weights_only=True)['meta']['epoch']
     except Exception:
@@ -117,8 +118,8 @@ def reads(path):
 
 
 def report(work_dir, hook):
-    """Resumes a killed run; prints what it began with and what became of it."""
-    left = sorted(filter(None, map(reads, work_dir.glob('*.pth'))))
+    """Resumes a killed run; prints the files it started from and its result."""
+    left = sorted(filter(None, map(read_epoch, work_dir.glob('*.pth'))))
     temporary = len(list(work_dir.glob('.*.tmp')))
     runner = train(work_dir, hook, 3, resume='auto')
     result = dict(
@@ -136,10 +137,10 @@ def main():
     for operation in range(30):
         work_dir = out / str(operation)
         kill = [dict(type='KillBefore', operation=operation)]
-        if forked(lambda: train(work_dir, hook, 2, kill)) != signal.SIGKILL:  # noqa: B023
+        if run_forked(lambda: train(work_dir, hook, 2, kill)) != signal.SIGKILL:  # noqa: B023
             break
-        forked(lambda: report(work_dir, hook))  # noqa: B023
-    print(json.dumps(dict(whole=train(out / 'whole', hook, 3).model.layer.weight.item())), flush=True)
+        run_forked(lambda: report(work_dir, hook))  # noqa: B023
+    print(json.dumps(dict(uninterrupted=train(out / 'uninterrupted', hook, 3).model.layer.weight.item())), flush=True)
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ccop_mm.engine import SpatialCurriculumHook
-from ccop_mm.errors import InputError
 from ccop_mm.models import SCSBoxJitter
+from ccop_mm.utils.errors import InputError
 
 
 class Numbers(Dataset):
@@ -21,7 +21,7 @@ class Numbers(Dataset):
 
 
 class Toy(BaseModel):
-    """Notes the curriculum's progress at every step."""
+    """Records the state of the curriculum in every iteration."""
 
     def __init__(self):
         super().__init__()
@@ -53,12 +53,12 @@ def run(tmp_path, name, train_cfg, model=None, resume=False, **changes):
 
 
 @pytest.mark.parametrize(
-    'train_cfg, steps',
+    'train_cfg, iterations',
     [(dict(by_epoch=True, max_epochs=5), 20), (dict(type='IterBasedTrainLoop', max_iters=7), 7)],
 )
-def test_progress_is_the_fraction_done(tmp_path, train_cfg, steps):
-    seen = run(tmp_path, f'fraction{steps}', train_cfg, accumulative_counts=2).model.seen
-    assert [t for t, _, _ in seen] == [step / steps for step in range(steps)]
+def test_progress_is_fraction_of_training_completed(tmp_path, train_cfg, iterations):
+    seen = run(tmp_path, f'fraction{iterations}', train_cfg, accumulative_counts=2).model.seen
+    assert [t for t, _, _ in seen] == [iteration / iterations for iteration in range(iterations)]
     for t, zeta, beta in seen:
         assert zeta == pytest.approx(0.3 + 0.7 * t)  # Sec. 3.3: 0.3 to 1.0
         assert beta == pytest.approx(0.8 - 0.5 * t)  # Sec. 3.3: 0.8 to 0.3
@@ -71,8 +71,8 @@ def test_state_is_logged(tmp_path):
     assert ((scalars['train/acceptance'].data[0] > 0.001) & (scalars['train/acceptance'].data[0] < 0.2)).all()
 
 
-def test_a_resumed_run_goes_on_where_it_was(tmp_path):
-    whole = run(tmp_path / 'whole', 'whole', dict(by_epoch=True, max_epochs=4)).model.seen
+def test_resumed_run_continues_curriculum(tmp_path):
+    uninterrupted = run(tmp_path / 'uninterrupted', 'uninterrupted', dict(by_epoch=True, max_epochs=4)).model.seen
 
     class Stop(Exception):
         pass
@@ -86,10 +86,10 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path):
     with pytest.raises(Stop):
         run(tmp_path / 'cut', 'cut', dict(by_epoch=True, max_epochs=4), model=Interrupted())
     resumed = run(tmp_path / 'cut', 'resumed', dict(by_epoch=True, max_epochs=4), resume=True).model.seen
-    assert resumed == whole[8:]
+    assert resumed == uninterrupted[8:]
 
 
-def test_finds_the_jitter_through_wrappers(tmp_path):
+def test_finds_box_jitter_inside_wrappers():
     toy = Toy()
     wrapper = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
     nn.Module.__init__(wrapper)
@@ -103,9 +103,9 @@ def test_finds_the_jitter_through_wrappers(tmp_path):
     assert toy.box_jitter.progress == 0.75
 
 
-def test_a_model_without_jitter_gets_one_clear_line(tmp_path):
+def test_model_without_box_jitter():
     class FakeRunner:
         model = nn.Linear(1, 1)
 
-    with pytest.raises(InputError, match='Linear has none: remove the hook'):
+    with pytest.raises(InputError, match='box_jitter.*Linear'):
         SpatialCurriculumHook().before_train(FakeRunner)

@@ -10,8 +10,8 @@ from torch import nn
 NAMES = iter(range(100))
 
 
-class Draws(BaseModel):
-    """Notes what each iteration draws, and draws more in some than in others."""
+class Sampler(BaseModel):
+    """Records random numbers of each iteration; samples ``extra`` more that it does not record."""
 
     def __init__(self, extra):
         super().__init__()
@@ -27,7 +27,7 @@ class Draws(BaseModel):
 
 def run(tmp_path, extra=0, resume=False, **changes):
     runner = Runner(
-        model=Draws(extra),
+        model=Sampler(extra),
         work_dir=str(tmp_path),
         train_dataloader=dict(
             dataset=list(range(6)),
@@ -50,17 +50,17 @@ def run(tmp_path, extra=0, resume=False, **changes):
     return runner
 
 
-def test_an_iterations_draws_depend_on_seed_and_iteration_alone(tmp_path):
-    whole = run(tmp_path / 'whole').model.seen
-    assert len({number for drawn in whole for number in drawn}) == 3 * 12
-    assert run(tmp_path / 'other', extra=5).model.seen == whole
-    assert not set(run(tmp_path / 'seed2', randomness=dict(seed=2)).model.seen) & set(whole)
+def test_random_numbers_depend_only_on_seed_and_iteration(tmp_path):
+    uninterrupted = run(tmp_path / 'uninterrupted').model.seen
+    assert len({number for sampled in uninterrupted for number in sampled}) == 3 * 12
+    assert run(tmp_path / 'other', extra=5).model.seen == uninterrupted
+    assert not set(run(tmp_path / 'seed2', randomness=dict(seed=2)).model.seen) & set(uninterrupted)
     run(tmp_path / 'cut', train_cfg=dict(by_epoch=True, max_epochs=3))
-    assert run(tmp_path / 'cut', resume=True).model.seen == whole[9:]
+    assert run(tmp_path / 'cut', resume=True).model.seen == uninterrupted[9:]
 
 
 @pytest.mark.parametrize('resume', [False, True])
-def test_sets_the_samplers_epoch_as_mmengines_hook_does(tmp_path, resume):
+def test_sets_epoch_of_sampler(tmp_path, resume):
     if resume:
         run(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=2))
     assert run(tmp_path, resume=resume).train_dataloader.sampler.epoch == 3

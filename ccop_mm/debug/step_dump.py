@@ -1,7 +1,8 @@
-"""One training step in a file, to be run again elsewhere."""
+"""Writes and reads dumps of a training step, from which it can be replayed on another machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,35 +10,43 @@ from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelD
 from mmselfsup.structures import SelfSupDataSample
 from torch import Tensor
 
-from ccop_mm.errors import InputError
-from ccop_mm.fileio import atomic_write
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.file_io import atomic_write
+from ccop_mm.utils.text import single_line
 
 FORMAT = 'ccop_mm step with a loss that is not finite, version 1'
 
-#: Structures that a batch may hold. A dump names them and is not trusted, so no other class is looked up.
+#: Structures that a batch may contain. Dumps are not trusted: a class named in a dump is only looked up here.
 ELEMENTS = {cls.__name__: cls for cls in (BaseDataElement, InstanceData, LabelData, PixelData, SelfSupDataSample)}
 
 
-def images_of(batch: dict) -> list[dict]:
-    """Id and path of each image of a batch; None where its data sample does not tell."""
+def batch_images(batch: Any) -> list[dict]:
+    """Returns ``img_id`` and ``img_path`` of each image in a batch.
+
+    Args:
+        batch (Any): Batch of a data loader. Without ``data_samples``, the list is empty.
+
+    Returns:
+        list[dict]: One dict per image. Values that are missing in the metainfo of a data sample are None.
+    """
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     metas = [sample.metainfo for sample in samples or []]
     return [dict(img_id=meta.get('img_id'), img_path=meta.get('img_path')) for meta in metas]
 
 
-def write_dump(path: Path, **content) -> None:
-    """Writes a step, so that it is whole or absent, and ``torch.load(weights_only=True)`` reads it.
+def write_dump(path: Path, **content: Any) -> None:
+    """Writes a training step atomically, in a form that ``torch.load(weights_only=True)`` accepts.
 
     Args:
-        path (Path): The file.
-        **content: What :class:`ccop_mm.engine.finite_loss_hook.FiniteLossHook` collects.
+        path (Path): File to write.
+        **content: Values collected by :class:`ccop_mm.debug.finite_loss_hook.FiniteLossHook`.
     """
     with atomic_write(path) as file:
         torch.save(dict(format=FORMAT, **{name: _pack(value) for name, value in content.items()}), file)
 
 
-def _pack(value):
-    """Tensors on the CPU and plain Python values in the place of anything; what has no such form becomes its repr."""
+def _pack(value: Any) -> Any:
+    """Converts a value to CPU tensors and plain Python values; replaces everything else by its ``repr``."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -54,8 +63,8 @@ def _pack(value):
     return value if value is None or type(value) in (bool, int, float, str) else repr(value)
 
 
-def _unpack(value):
-    """The batch again. Arrays stay tensors."""
+def _unpack(value: Any) -> Any:
+    """Inverts :func:`_pack` for the structures of a batch. Arrays remain tensors."""
     if isinstance(value, dict) and value.keys() == {'element', 'metainfo', 'data'}:
         element = ELEMENTS[value['element']](metainfo=_unpack(value['metainfo']))
         for name, item in value['data'].items():
@@ -68,19 +77,21 @@ def _unpack(value):
     return value
 
 
-def read_dump(path: str | Path) -> dict:
-    """Reads what :func:`write_dump` wrote; nothing in the file is executed.
+def read_dump(path: str | Path) -> dict[str, Any]:
+    """Reads a file of :func:`write_dump` without executing any code in it.
 
     Raises:
-        InputError: The file is absent, damaged or of another kind.
+        InputError: The file does not exist, is damaged, or is not a dump.
     """
+    hint = 'pass a nonfinite_iter_N_rank_R.pth from a work directory'
     if not Path(path).is_file():
-        raise InputError(f'no dump {path}: name a nonfinite_iter_N_rank_R.pth of a work folder')
+        raise InputError(f'dump {path} does not exist; {hint}')
     try:
         dump = torch.load(path, map_location='cpu', weights_only=True)
         if isinstance(dump, dict) and dump.get('format') == FORMAT:
             return dict(dump, batch=_unpack(dump['batch']))
-    except Exception as error:  # broken bytes may raise anything
-        reason = next(iter(str(error).splitlines()), '')
-        raise InputError(f'{path} does not read as a dump ({type(error).__name__}: {reason})') from error
-    raise InputError(f'{path} is not a dump of a step: name a nonfinite_iter_N_rank_R.pth of a work folder')
+    except Exception as error:  # damaged bytes may raise anything
+        raise InputError(
+            f'{path} cannot be read as a dump ({type(error).__name__}: {single_line(error)}); {hint}'
+        ) from error
+    raise InputError(f'{path} is not a dump of a training step; {hint}')

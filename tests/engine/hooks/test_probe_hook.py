@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import Hook
+from synthetic_scenes.scenes import write_scenes
 
-from ccop_mm.datasets.scenes import write_scenes
 from ccop_mm.engine import ProbeHook
 from ccop_mm.engine.launch import train
-from ccop_mm.errors import InputError
-from ccop_mm.evaluation import extract_object_features, knn_report, measure_pointing
+from ccop_mm.evaluation import extract_object_features, knn_report, measure_pointing_accuracy
+from ccop_mm.utils.errors import InputError
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +21,7 @@ def annotated(tmp_path_factory):
 
 
 def logged(cfg):
-    """What a run wrote for the visualizer: probe rows by step."""
+    """Returns the log entries with probe results, by iteration."""
     (file,) = Path(cfg.work_dir).glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return {row['step']: row for row in rows if any(name.startswith('probe/') for name in row)}
@@ -38,16 +38,16 @@ def config(small_config, annotated, work_dir='work', epochs=3, **options):
     )
 
 
-def test_numbers_are_those_of_the_probes(small_config, annotated):
+def test_logs_results_of_probes(small_config, annotated):
     cfg = config(small_config, annotated)
     runner = train(cfg)
     rows = logged(cfg)
-    assert list(rows) == [0, 8, 12]  # before, after two epochs of four steps, at the end
+    assert list(rows) == [0, 8, 12]  # before training, after two epochs of four iterations, at the end
     final = rows[12]
-    result = measure_pointing(runner.model, annotated['ann_file'], annotated['img_root'], size=64)
+    result = measure_pointing_accuracy(runner.model, annotated['ann_file'], annotated['img_root'], size=64)
     for level, hits in result.hits.items():
         assert final[f'probe/{level}'] == pytest.approx(hits.mean())
-    assert final['probe/chance'] == pytest.approx(result.share.mean())
+    assert final['probe/chance'] == pytest.approx(result.area_fraction.mean())
     for stage, index in (('C4', 2), ('C5', 3)):
         features = extract_object_features(
             runner.model, annotated['ann_file'], annotated['img_root'], size=64, stage=index
@@ -58,14 +58,14 @@ def test_numbers_are_those_of_the_probes(small_config, annotated):
     assert runner.model.training
 
 
-def test_training_is_the_same_with_and_without(small_config, annotated):
+def test_training_is_not_affected(small_config, annotated):
     with_probe = train(config(small_config, annotated, 'a', probes=('pointing',)))
     without = train(config(small_config, annotated, 'b', interval=99, at_start=False, probes=()))
     for name, value in with_probe.model.state_dict().items():
         assert torch.equal(value, without.model.state_dict()[name]), name
 
 
-def test_iterations_and_no_probe_at_the_start(small_config, annotated):
+def test_interval_in_iterations_without_probe_at_start(small_config, annotated):
     cfg = config(
         small_config, annotated, epochs=2, by_epoch=False, interval=3, at_start=False, probes=('knn',), stages=('C5',)
     )
@@ -77,36 +77,36 @@ def test_iterations_and_no_probe_at_the_start(small_config, annotated):
     }  # fmt: skip
 
 
-def test_the_same_weights_are_probed_once(small_config, annotated, monkeypatch):
+def test_same_weights_are_probed_once(small_config, annotated, monkeypatch):
     steps = []
     monkeypatch.setattr(ProbeHook, 'measure', lambda self, runner: steps.append(runner.iter) or {'chance': 0.5})
     train(config(small_config, annotated, epochs=2))
-    # The end of the second epoch is the run's too.
+    # The end of the second epoch is also the end of the training.
     assert steps == [0, 8]
     hook = ProbeHook(**annotated)
-    hook.before_train(SimpleNamespace(iter=4))  # a resumed run, whose weights were probed before
+    hook.before_train(SimpleNamespace(iter=4))  # a resumed run: its weights were probed before
     assert steps == [0, 8]
 
 
-def test_fewer_photos(small_config, annotated, monkeypatch):
+def test_max_images(small_config, annotated, monkeypatch):
     limits = []
     monkeypatch.setattr(
-        'ccop_mm.engine.probe_hook.measure_pointing',
-        lambda *args, max_photos, **kwargs: limits.append(max_photos) or measure_pointing(*args, **kwargs),
+        'ccop_mm.engine.hooks.probe_hook.measure_pointing_accuracy',
+        lambda *args, max_images, **kwargs: limits.append(max_images) or measure_pointing_accuracy(*args, **kwargs),
     )
-    train(config(small_config, annotated, epochs=1, at_start=False, max_photos=2, probes=('pointing',)))
+    train(config(small_config, annotated, epochs=1, at_start=False, max_images=2, probes=('pointing',)))
     assert limits == [2]
 
 
-def test_bad_settings(small_config, annotated):
-    with pytest.raises(InputError, match='probes are among pointing, knn; got tsne'):
+def test_invalid_arguments(small_config, annotated):
+    with pytest.raises(ValueError, match='probes .*pointing, knn, got tsne'):
         ProbeHook(**annotated, probes=('tsne',))
-    with pytest.raises(InputError, match='interval and max_photos are at least 1'):
+    with pytest.raises(ValueError, match='interval=0'):
         ProbeHook(**annotated, interval=0)
     with pytest.raises(InputError, match=r'absent\.json'):
         train(config(small_config, dict(annotated, ann_file='absent.json'), at_start=False))
 
 
-def test_it_comes_after_the_checkpoint():
+def test_runs_after_checkpoint_hook():
     assert ProbeHook.priority == 'LOWEST'
     assert Hook.priority == 'NORMAL'

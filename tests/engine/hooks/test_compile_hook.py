@@ -8,10 +8,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ccop_mm.engine import CompileHook
-from ccop_mm.errors import InputError
-from ccop_mm.models.split_batch_norm import SplitBatchNorm2d, set_groups
+from ccop_mm.models.grouped_batch_norm import GroupedBatchNorm2d, set_groups
+from ccop_mm.utils.errors import InputError
 
-FAST = Path(__file__).resolve().parents[2] / 'configs' / 'ccop' / 'ccop-fast_r50_fpn_800e_coco.py'
+FAST = Path(__file__).resolve().parents[3] / 'configs' / 'ccop' / 'ccop-fast_r50_fpn_800e_coco.py'
 ENCODERS = ['backbone', 'neck', 'encoder_k.backbone', 'encoder_k.neck']
 
 
@@ -19,7 +19,8 @@ def hooks(**options):
     return [dict(type='SpatialCurriculumHook'), dict(type='CompileHook', **options)]
 
 
-def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
+@pytest.mark.slow
+def test_compiled_run_has_same_losses_and_parameter_names(small_config):
     logs, names = [], []
     for number, custom_hooks in enumerate((hooks(backend='aot_eager'), [])):
         cfg = small_config(work_dir=f'run{number}', experiment_name=f'compiled{number}')
@@ -35,32 +36,32 @@ def test_a_compiled_run_has_the_losses_and_names_of_a_plain_one(small_config):
         assert logs[0][name] == pytest.approx(values, rel=1e-4), name
 
 
-@pytest.mark.parametrize('options, symbols', [({}, False), (dict(dynamic=None), True)])
-def test_another_batch_size_is_compiled_by_itself(options, symbols):
-    # With symbols in the place of sizes, a pass over groups takes minutes to compile.
-    torch._dynamo.reset()  # it remembers the sizes that other tests had
+@pytest.mark.parametrize('options, symbolic', [({}, False), (dict(dynamic=None), True)])
+def test_batch_sizes_are_compiled_separately(options, symbolic):
+    # With symbolic shapes, a pass over groups takes minutes to compile.
+    torch._dynamo.reset()  # it caches the sizes of other tests
     seen = []
 
     def backend(graph, inputs):
         seen.append(any(isinstance(value, torch.SymInt) for value in inputs))
         return graph.forward
 
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), SplitBatchNorm2d.convert(nn.BatchNorm2d(4)))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), GroupedBatchNorm2d.convert(nn.BatchNorm2d(4)))
     set_groups([model], 2)
     CompileHook(parts=['1'], backend=backend, **options).before_train(SimpleNamespace(model=model))
     for batch_size in (4, 6):
         model(torch.rand(batch_size, 3, 8, 8))
-    assert seen == [False, symbols]
+    assert seen == [False, symbolic]
 
 
-def test_an_absent_part_is_one_line(small_config):
+def test_missing_submodule(small_config):
     cfg = small_config()
     cfg.custom_hooks = hooks(parts=['backbone', 'head'])
-    with pytest.raises(InputError, match='CompileHook: CCOP has no part head'):
+    with pytest.raises(InputError, match='CCOP has no submodule head;'):
         Runner.from_cfg(cfg).train()
 
 
-def test_the_fast_preset_is_the_papers_but_for_speed():
+def test_fast_preset_differs_from_paper_preset_only_in_speed_settings():
     fast, plain = Config.fromfile(FAST), Config.fromfile(FAST.with_name('ccop_r50_fpn_800e_coco.py'))
     assert fast.model.pop('channels_last') is True
     wrapper = fast.pop('optim_wrapper')

@@ -1,0 +1,73 @@
+"""Checks and adapts the data loaders of a config before they are built."""
+
+import copy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from ccop_mm.utils.errors import InputError
+
+
+def check_data_paths(loader: ConfigDict | None, evaluators: ConfigDict | list[ConfigDict] | None = None) -> None:
+    """Checks that annotation files and image directories exist, before the model is built.
+
+    Args:
+        loader (ConfigDict, optional): Config of a data loader. None skips all checks.
+        evaluators (ConfigDict | list[ConfigDict], optional): Configs of the evaluators that belong to the loader.
+
+    Raises:
+        InputError: A file or directory on the local disk does not exist.
+    """
+    if loader is None:
+        return
+    for dataset in unwrap_datasets(loader.get('dataset') or {}):
+        root = dataset.get('data_root') or ''
+        # With backend_args the images may be in a remote storage.
+        prefixes = [] if dataset.get('backend_args') else (dataset.get('data_prefix') or {}).values()
+        for path in [dataset.get('ann_file'), *prefixes]:
+            if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
+                raise InputError(
+                    f'{Path(root, path)} does not exist; set the location of your data with --cfg-options '
+                    'train_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
+                )
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators or {}]:
+        path = evaluator.get('ann_file')
+        if isinstance(path, str) and '://' not in path and not Path(path).exists():
+            raise InputError(
+                f'annotation file {path} of the evaluator does not exist; set it with --cfg-options '
+                'val_evaluator.ann_file=... test_evaluator.ann_file=...'
+            )
+
+
+def tolerate_unreadable_images(cfg: Config, loader: str, unreadable: str) -> None:
+    """Replaces the image loading transform of a detector's pipelines by one that tolerates unreadable images.
+
+    See :class:`ccop_mm.datasets.LoadReadableImage`. Config files keep ``LoadImageFromFile`` because mmdet's inferencers
+    search the test pipeline for that name, also in the config stored in a checkpoint. A training or test run therefore
+    modifies only the pipelines that it executes.
+
+    Args:
+        cfg (Config): Config of a run, modified in place. Nothing changes outside mmdet's scope.
+        loader (str): Name of the data loader, e.g. ``'train_dataloader'``.
+        unreadable (str): See :class:`ccop_mm.datasets.LoadReadableImage`.
+    """
+    if cfg.get('default_scope') != 'mmdet' or cfg.get(loader) is None:
+        return
+    cfg[loader] = copy.deepcopy(cfg[loader])  # val_dataloader and test_dataloader are often the same object
+    for dataset in unwrap_datasets(cfg[loader].get('dataset') or {}):
+        for transform in dataset.get('pipeline') or []:
+            if transform.get('type') in ('LoadImageFromFile', 'mmdet.LoadImageFromFile'):
+                transform.update(type='LoadReadableImage', unreadable=unreadable)
+
+
+def unwrap_datasets(dataset: ConfigDict) -> list[ConfigDict]:
+    """Returns the configs of the datasets inside ``RepeatDataset``, ``ConcatDataset`` and similar wrappers.
+
+    Args:
+        dataset (ConfigDict): Config of a dataset; returned as the only element if it is not a wrapper.
+    """
+    if 'dataset' in dataset:
+        return unwrap_datasets(dataset['dataset'])
+    if 'datasets' in dataset:
+        return [inner for part in dataset['datasets'] for inner in unwrap_datasets(part)]
+    return [dataset]

@@ -1,0 +1,88 @@
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config, ConfigDict
+
+from ccop_mm.engine.data_config import check_data_paths, tolerate_unreadable_images, unwrap_datasets
+from ccop_mm.utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def loader(**dataset):
+    return ConfigDict(dataset=dict(type='CocoDataset', **dataset))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'instances.json').touch()
+    return tmp_path
+
+
+def test_existing_paths_pass(folder):
+    data = loader(data_root=f'{folder}/', ann_file='instances.json', data_prefix=dict(img='images/'))
+    check_data_paths(data, ConfigDict(ann_file=f'{folder}/instances.json'))
+    check_data_paths(None, ConfigDict(ann_file='absent.json'))
+
+
+@pytest.mark.parametrize('paths', [dict(ann_file='absent'), dict(data_prefix=dict(img='absent'))])
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_missing_paths_are_reported(folder, paths, wrapped):
+    data = loader(data_root=f'{folder}/', **paths)
+    if wrapped:
+        data = ConfigDict(dataset=dict(type='RepeatDataset', dataset=data.dataset))
+    with pytest.raises(InputError, match=re.escape(f'{folder}/absent')) as caught:
+        check_data_paths(data)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_annotations_of_evaluators_are_reported(folder):
+    evaluators = [ConfigDict(type='DumpResults'), ConfigDict(ann_file=f'{folder}/absent.json')]
+    for given in (evaluators, evaluators[1]):
+        with pytest.raises(InputError, match=re.escape(f'{folder}/absent.json')):
+            check_data_paths(loader(), given)
+
+
+def test_remote_paths_are_not_checked():
+    check_data_paths(loader(data_root='s3://bucket/', ann_file='a.json', data_prefix=dict(img='images/')))
+    check_data_paths(loader(data_prefix=dict(img='absent/'), backend_args=dict(backend='petrel')))
+    check_data_paths(loader(), ConfigDict(ann_file='s3://bucket/a.json'))
+
+
+def test_unwrap_datasets():
+    first, second, third = (dict(type='CocoDataset', ann_file=name) for name in 'abc')
+    nested = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', dataset=first), second])
+    assert unwrap_datasets(ConfigDict(type='ConcatDataset', datasets=[nested, third])) == [first, second, third]
+    assert unwrap_datasets(ConfigDict(first)) == [first]
+
+
+def test_detectors_tolerate_unreadable_images():
+    cfg = Config.fromfile(ROOT / 'configs/transfer/mask_rcnn/mask-rcnn_r50-fpn_random_1x_coco.py')
+    cfg._cfg_dict['test_dataloader'] = cfg._cfg_dict['val_dataloader']  # one object, as a Python config may define it
+    tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
+    tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
+    first = {loader: cfg[f'{loader}_dataloader'].dataset.pipeline[0] for loader in ('train', 'val', 'test')}
+    assert (first['train']['type'], first['train']['unreadable']) == ('LoadReadableImage', 'redraw')
+    assert (first['val']['type'], first['val']['unreadable']) == ('LoadReadableImage', 'blank')
+    assert first['test']['type'] == 'LoadImageFromFile', "mmdet's inferencers search for this name"
+    tolerate_unreadable_images(cfg, 'test_dataloader', 'blank')
+    assert cfg.test_dataloader.dataset.pipeline[0].unreadable == 'blank'
+
+
+def test_all_concatenated_datasets_tolerate_unreadable_images():
+    cfg = Config.fromfile(ROOT / 'configs/transfer/faster_rcnn/faster-rcnn_r50-fpn_random_24k_voc0712.py')
+    tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
+    datasets = cfg.train_dataloader.dataset.datasets
+    assert [dataset.pipeline[0].type for dataset in datasets] == ['LoadReadableImage'] * 2
+
+
+def test_other_scopes_and_missing_loaders_are_unchanged():
+    pipeline = [dict(type='LoadImageFromFile')]
+    cfg = Config(dict(default_scope='mmselfsup', train_dataloader=loader(pipeline=pipeline), val_dataloader=None))
+    tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
+    assert cfg.train_dataloader.dataset.pipeline == pipeline
+    cfg.default_scope = 'mmdet'
+    tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
+    assert cfg.val_dataloader is None
