@@ -1,10 +1,10 @@
-"""Does it learn? Probes of a model's features on annotated photos."""
+"""Probes that measure a model's features on annotated images."""
 
 from .knn_recall import DEFAULT_KS, chance_recall, knn_recall
 from .knn_report import format_knn_report, knn_report
 from .load_model import load_model
 from .object_features import extract_object_features
-from .pointing import (
+from .pointing_game import (
     PointingResult,
     box_similarity,
     format_pointing_report,
@@ -12,7 +12,7 @@ from .pointing import (
     read_pointing_result,
     write_pointing_result,
 )
-from .pointing_probe import measure_pointing
+from .pointing_probe import measure_pointing_accuracy
 
 __all__ = [
     'DEFAULT_KS',
@@ -25,7 +25,7 @@ __all__ = [
     'knn_recall',
     'knn_report',
     'load_model',
-    'measure_pointing',
+    'measure_pointing_accuracy',
     'pointing_hits',
     'read_pointing_result',
     'write_pointing_result',

@@ -1,47 +1,47 @@
-"""Object kNN recall: do objects of one class lie close together? (paper, Table 9)"""
+"""Object kNN recall: the fraction of nearest neighbors that share an object's class (paper, Table 9)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 
-#: The neighborhood sizes of Table 9.
+#: Numbers of neighbors in Table 9.
 DEFAULT_KS = (1, 5, 10, 20, 50, 100)
 
 
 def knn_recall(
     features: Tensor, labels: Tensor, ks: tuple[int, ...] = DEFAULT_KS, chunk_size: int = 512
 ) -> dict[int, float]:
-    """The share of an object's k nearest neighbors that are of its class, averaged over objects (Table 9).
+    """Computes the fraction of each object's k nearest neighbors that share its class, averaged over objects.
 
-    Nearness is cosine similarity, the object itself left out. Where objects tie for the last places among the k, each
-    counts for the same fraction of a place. That is the mean over all orders of the tied: the result does not depend on
-    the order of the rows, and features that are all equal score :func:`chance_recall`, not what their order happens to
-    give. A feature of norm zero has similarity 0 to every object.
+    Neighbors are ranked by cosine similarity and exclude the object itself. Objects tied at the k-th similarity share
+    the remaining places equally, which equals the mean over all orders of the tied objects. The result therefore does
+    not depend on the order of the rows, and constant features score exactly :func:`chance_recall`. A feature of norm
+    zero has similarity 0 to every object.
 
     Args:
-        features (Tensor): ``(N, D)``, N at least 2. float64 is computed in float64, every other type in float32.
+        features (Tensor): ``(N, D)`` with N >= 2. float64 is computed in float64, every other type in float32.
         labels (Tensor): ``(N,)`` integer class of each object, on any device.
-        ks (tuple[int, ...]): Numbers of neighbors, each at least 1. Those above N - 1 are left out of the result, for a
-            recall over fewer neighbors would not be comparable.
-        chunk_size (int): Objects compared with all others at a time; memory is about 10 bytes x chunk_size x N.
+        ks (tuple[int, ...]): Numbers of neighbors, each at least 1. Values above N - 1 are omitted from the result.
+        chunk_size (int): Number of objects compared with all others at a time. Memory is about
+            10 bytes x chunk_size x N.
 
     Returns:
-        dict[int, float]: Recall in [0, 1] for each k, in the order of ``ks``.
+        dict[int, float]: k -> recall in [0, 1], in the order of ``ks``.
 
     Raises:
-        InputError: If there are fewer than two objects, or a feature is not finite.
-        ValueError: If the shapes do not belong together, or a k is below 1.
+        InputError: There are fewer than two objects, or a feature is not finite.
+        ValueError: The shapes do not match, or a k is below 1.
     """
-    labels = _checked_labels(labels).to(features.device)
+    labels = _check_labels(labels).to(features.device)
     if features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(f'features {tuple(features.shape)} and labels {tuple(labels.shape)} do not belong together')
+        raise ValueError(f'features {tuple(features.shape)} must be (N, D) and labels {tuple(labels.shape)} (N,)')
     if min(ks, default=1) < 1:
-        raise ValueError(f'ks must be at least 1, got {ks}')
-    broken = int((~features.isfinite().all(dim=1)).sum())
-    if broken:
-        raise InputError(f'kNN recall: {broken} of {len(features)} features are not finite')
+        raise ValueError(f'every k must be at least 1, got {ks}')
+    num_broken = int((~features.isfinite().all(dim=1)).sum())
+    if num_broken:
+        raise InputError(f'kNN recall: {num_broken} of {len(features)} features are not finite')
     ks = tuple(k for k in ks if k < len(features))
     if not ks:
         return {}
@@ -56,62 +56,67 @@ def knn_recall(
 
 
 def chance_recall(labels: Tensor) -> float:
-    """The recall that random neighbors have on average, for every k: the mean over objects of (n_c - 1) / (N - 1).
+    """Computes the expected recall of random neighbors, which is the same for every k.
+
+    It is the mean over objects of (n_c - 1) / (N - 1), where n_c is the size of the object's class.
 
     Args:
-        labels (Tensor): ``(N,)`` integer class of each object, N at least 2; n_c is the size of an object's class.
+        labels (Tensor): ``(N,)`` integer class of each object, with N >= 2.
 
     Raises:
-        InputError: If there are fewer than two objects.
+        InputError: There are fewer than two objects.
     """
-    counts = _checked_labels(labels).unique(return_counts=True)[1].double()
+    counts = _check_labels(labels).unique(return_counts=True)[1].double()
     total = counts.sum()
     return (counts * (counts - 1) / total / (total - 1)).sum().item()
 
 
-def _checked_labels(labels: Tensor) -> Tensor:
+def _check_labels(labels: Tensor) -> Tensor:
     if len(labels) < 2:
         raise InputError(f'kNN recall needs at least two objects, got {len(labels)}')
     return labels
 
 
 def _count_hits(similarity: Tensor, row_labels: Tensor, labels: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """Same-class neighbors among the k most similar, summed over rows.
+    """Counts the same-class neighbors among the k most similar, summed over rows.
 
     Args:
-        similarity (Tensor): ``(M, N)``.
+        similarity (Tensor): ``(M, N)``; an object's similarity with itself is -inf.
         row_labels (Tensor): ``(M,)`` classes of the rows.
         labels (Tensor): ``(N,)`` classes of the columns.
-        ks (tuple[int, ...]): The k, each below N.
+        ks (tuple[int, ...]): Numbers of neighbors, each below N.
 
     Returns:
         Tensor: ``(len(ks),)`` float64.
     """
-    # One more than the largest k, to see which rows have ties that go on beyond it. Only those need all their columns.
+    # One more than the largest k shows which rows have ties that extend beyond it. Only those rows need all columns.
     nearest = similarity.topk(max(ks) + 1, dim=1)
     thresholds = nearest.values[:, [k - 1 for k in ks]]
     same = labels[nearest.indices] == row_labels[:, None]
-    closed = nearest.values[:, -1] < nearest.values[:, -2]
-    hits = _expected_hits(nearest.values[closed], same[closed], thresholds[closed], ks)
-    if not closed.all():
-        same = row_labels[~closed, None] == labels
-        hits += _expected_hits(similarity[~closed], same, thresholds[~closed], ks)
+    complete = nearest.values[:, -1] < nearest.values[:, -2]
+    hits = _expected_hits(nearest.values[complete], same[complete], thresholds[complete], ks)
+    if not complete.all():
+        same = row_labels[~complete, None] == labels
+        hits += _expected_hits(similarity[~complete], same, thresholds[~complete], ks)
     return hits
 
 
 def _expected_hits(similarity: Tensor, same: Tensor, thresholds: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """As :func:`_count_hits`, if ties are broken at random.
+    """Computes the expected number of same-class neighbors under random tie-breaking, summed over rows.
 
     Args:
-        similarity (Tensor): ``(M, N)``, of every column that reaches the row's lowest threshold.
-        same (Tensor): ``(M, N)`` bool, whether row and column are of one class.
-        thresholds (Tensor): ``(M, len(ks))``, the k-th highest similarity of each row.
-        ks (tuple[int, ...]): The k.
+        similarity (Tensor): ``(M, N)``; contains every column that reaches the row's lowest threshold.
+        same (Tensor): ``(M, N)`` bool; whether row and column have the same class.
+        thresholds (Tensor): ``(M, len(ks))``; the k-th highest similarity of each row.
+        ks (tuple[int, ...]): Numbers of neighbors.
+
+    Returns:
+        Tensor: ``(len(ks),)`` float64.
     """
     hits = []
     for k, threshold in zip(ks, thresholds.split(1, dim=1), strict=True):
         nearer, tied = similarity > threshold, similarity == threshold
         places = k - nearer.sum(dim=1)
-        share = (tied & same).sum(dim=1).double() / tied.sum(dim=1)
-        hits.append(((nearer & same).sum(dim=1) + places * share).sum())
+        same_fraction = (tied & same).sum(dim=1).double() / tied.sum(dim=1)
+        hits.append(((nearer & same).sum(dim=1) + places * same_fraction).sum())
     return torch.stack(hits)

@@ -1,29 +1,29 @@
-"""Object kNN recall of backbone features and of embeddings, side by side with chance (paper, Table 9)."""
+"""Object kNN recall of backbone features and embeddings, compared with chance (paper, Table 9)."""
 
 from torch import Tensor
 
 from ccop_mm.evaluation.knn_recall import DEFAULT_KS, chance_recall, knn_recall
 
-#: What is compared, named as :func:`ccop_mm.evaluation.extract_object_features` does, and the title of its column.
+#: Feature names of :func:`ccop_mm.evaluation.extract_object_features` -> column titles.
 FEATURES = {'backbone': 'backbone feature', 'embedding': 'embedding'}
 
 
 def knn_report(
     features: dict[str, Tensor], ks: tuple[int, ...] = DEFAULT_KS, chunk_size: int = 512
 ) -> dict[str, float]:
-    """The numbers of Table 9, flat, as a logger takes them.
+    """Computes the metrics of Table 9 as a flat dict, the format that loggers expect.
 
     Args:
-        features (dict[str, Tensor]): From :func:`ccop_mm.evaluation.extract_object_features`.
-        ks (tuple[int, ...]): Numbers of neighbors; those that the objects do not suffice for are left out.
+        features (dict[str, Tensor]): Result of :func:`ccop_mm.evaluation.extract_object_features`.
+        ks (tuple[int, ...]): Numbers of neighbors; values that reach the number of objects are omitted.
         chunk_size (int): See :func:`ccop_mm.evaluation.knn_recall`.
 
     Returns:
-        dict[str, float]: ``num_objects``, ``num_classes``, ``chance``, and for each k the recalls ``backbone@k`` and,
-        if there are embeddings, ``embedding@k``, in [0, 1].
+        dict[str, float]: ``num_objects``, ``num_classes``, ``chance``, and for each k the recall ``backbone@k`` and, if
+        ``features`` contains embeddings, ``embedding@k``. Recalls and chance are in [0, 1].
 
     Raises:
-        InputError: If there are fewer than two objects, or a feature is not finite.
+        InputError: There are fewer than two objects, or a feature is not finite.
     """
     labels = features['labels']
     report = {'num_objects': len(labels), 'num_classes': len(labels.unique()), 'chance': chance_recall(labels)}
@@ -34,7 +34,7 @@ def knn_report(
 
 
 def format_knn_report(report: dict[str, float]) -> str:
-    """A report as a table in per cent, for the terminal; no trailing newline."""
+    """Formats a report as a text table in percent, without a trailing newline."""
     shown = [name for name in FEATURES if any(key.startswith(f'{name}@') for key in report)]
     lines = [
         f'object kNN recall in %, {report["num_objects"]} objects of {report["num_classes"]} classes',

@@ -1,4 +1,4 @@
-"""A model from its config, with random weights or a checkpoint's, outside a training run."""
+"""Builds a model from a config for evaluation, with random weights or from a checkpoint."""
 
 import contextlib
 import logging
@@ -11,38 +11,44 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from ccop_mm.config_file import read_config
-from ccop_mm.errors import InputError
+from ccop_mm.utils.config_file import read_config
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.text import format_truncated
 from ccop_mm.weights import read_state_dict
 
 
 def load_model(config: str | Path | Config, checkpoint: str | Path | None = None, seed: int = 0) -> nn.Module:
-    """Builds ``config.model`` on the CPU, in the config's scope.
+    """Builds ``config.model`` on the CPU in the config's default scope.
 
     Args:
-        config (str | Path | Config): A pre-training config, or its file.
-        checkpoint (str | Path, optional): Weights to load, all of the model's and no others. Without it the weights are
-            initialized as a training run does.
-        seed (int): Seed of Python's, numpy's and torch's random numbers, set before the model is built.
+        config (str | Path | Config): Pre-training config, or the path of its file.
+        checkpoint (str | Path, optional): Checkpoint whose keys must match the model's exactly. By default the weights
+            are initialized as at the start of training.
+        seed (int): Seed of the random generators of Python, numpy and torch, set before the model is built.
 
     Returns:
         nn.Module: The model, in training mode.
 
     Raises:
-        InputError: If a file is missing or not what it should be, or the checkpoint does not fit the model.
+        InputError: A file is missing or invalid, or the checkpoint does not match the model.
+
+    Example:
+        >>> model = apis.load_model('my_ccop.py', checkpoint)
+        >>> type(model).__name__
+        'CCOP'
     """
     if not isinstance(config, Config):
         config = read_config(config)
     if 'model' not in config:
-        raise InputError(f'{config.filename}: the config has no model')
+        raise InputError(f'{config.filename}: the config does not define a model')
     init_default_scope(config.get('default_scope', 'mmselfsup'))
     set_random_seed(seed)
-    # As mmengine's Runner does: a preprocessor may stand beside the model.
+    # mmengine's Runner also accepts a data preprocessor at the top level of the config.
     settings = config.model.copy()
     if config.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', config.data_preprocessor)
     for name in ('queue_len', 'object_queue_len'):
-        if settings.get(name) == 'auto':  # of the training data, unknown here; a checkpoint brings its own
+        if settings.get(name) == 'auto':  # depends on the training data; loading a checkpoint resizes the queue
             settings[name] = 1
     model = MODELS.build(settings)
     if checkpoint is None:
@@ -55,7 +61,7 @@ def load_model(config: str | Path | Config, checkpoint: str | Path | None = None
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the lines that mmengine logs for each parameter when no log file is open."""
+    """Suppresses the lines that mmengine logs for each initialized parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -66,24 +72,22 @@ def _quiet() -> Iterator[None]:
 
 
 def load_strictly(model: nn.Module, checkpoint: str | Path) -> None:
-    """Loads all weights of a checkpoint into a model that has just these.
+    """Loads a checkpoint whose keys and shapes must match the model exactly.
 
     Raises:
-        InputError: Naming the keys that are missing, unexpected or of another shape, in one line.
+        InputError: Keys are missing, unexpected or have another shape; the message lists them in one line.
     """
     state = read_state_dict(checkpoint)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        # A size mismatch; torch tells of each on a line of its own, after a title.
+        # torch lists each size mismatch on its own line, after a title line.
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise InputError(f'{checkpoint}: does not fit the config: {_some(lines)}') from None
-    faults = [f'{_some(keys)} {what}' for what, keys in (('missing', missing), ('unexpected', unexpected)) if keys]
-    if faults:
-        raise InputError(f'{checkpoint}: does not fit the config: {"; ".join(faults)}')
-
-
-def _some(items: list[str], limit: int = 4) -> str:
-    """The first few items, and how many more there are."""
-    rest = f' and {len(items) - limit} more' if len(items) > limit else ''
-    return ', '.join(items[:limit]) + rest
+        raise InputError(f'{checkpoint} does not match the config: {format_truncated(lines)}') from None
+    problems = [
+        f'{problem} keys: {format_truncated(keys)}'
+        for problem, keys in (('missing', missing), ('unexpected', unexpected))
+        if keys
+    ]
+    if problems:
+        raise InputError(f'{checkpoint} does not match the config: {"; ".join(problems)}')

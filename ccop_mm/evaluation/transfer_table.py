@@ -1,28 +1,28 @@
-"""The paper's kind of table from the work folders of detectors: AP, AP50, AP75 of boxes and masks."""
+"""Table of AP, AP50 and AP75 from the work directories of detectors."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.train_log import read_log_entries
 
-#: Metrics of COCO evaluators, in the order of the columns: what the log calls them, what the table does.
+#: Metrics of COCO evaluators in column order: name in the log -> name in the table.
 KINDS = {'bbox': 'box', 'segm': 'mask', 'keypoints': 'keypoint'}
 SUFFIXES = {'': 'AP', '_50': 'AP50', '_75': 'AP75'}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run.
+    """Latest evaluation of a training run.
 
     Attributes:
-        name: Of its work folder.
-        init: What it started from: the file's name, ``'random'``, or ``'?'`` if there is no config.
-        step: Iteration (or epoch) of the last evaluation.
-        last_step: Where training was to end; None if there is no config.
-        metrics: ``'bbox_mAP_50'`` -> AP in [0, 1].
+        name (str): Name of the work directory.
+        init (str): File name of the initial checkpoint, ``'random'``, or ``'?'`` if no config was found.
+        step (int): Iteration (or epoch) of the last evaluation.
+        last_step (int | None): Last iteration (or epoch) of the schedule; None if no config was found.
+        metrics (dict[str, float]): Name such as ``'bbox_mAP_50'`` -> AP in [0, 1].
     """
 
     name: str
@@ -33,55 +33,45 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last evaluation is the one at the end of training."""
+        """Whether the last evaluation was made at the end of the schedule."""
         return self.last_step is None or self.step >= self.last_step
 
 
 def read_run(work_dir: str | Path) -> Run:
-    """Reads the last evaluation of a training run, its resumptions included.
+    """Reads the last evaluation of a training run, including all resumptions.
 
     Args:
-        work_dir (str | Path): The folder that tools/train.py wrote to.
+        work_dir (str | Path): Work directory of tools/train.py.
 
     Raises:
-        InputError: The folder is absent or holds no evaluation.
+        InputError: The directory does not exist or contains no evaluation.
     """
     work_dir = Path(work_dir)
     if not work_dir.is_dir():
-        raise InputError(f'{work_dir} is not a folder: name work folders of tools/train.py')
-    # One log for each start, named by its time. The last evaluation is that of the weights that are there now.
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    evaluations = [entry for log in logs for entry in _evaluations(log)]
+        raise InputError(f'{work_dir} is not a directory; pass work directories of tools/train.py')
+    evaluations = [
+        entry
+        for entry in read_log_entries(work_dir)
+        if 'step' in entry and any(key.startswith('coco/') for key in entry)
+    ]
     if not evaluations:
         raise InputError(
-            f'{work_dir} holds no evaluation of a detector (*/vis_data/scalars.json): did it train to one?'
+            f'{work_dir}: no evaluation of a detector found in */vis_data/scalars.json; wait until the run has '
+            'evaluated, or pass the work directory of a detector'
         )
     latest = evaluations[-1]
     metrics = {key.removeprefix('coco/'): value for key, value in latest.items() if key.startswith('coco/')}
-    init, last_step = _plan(work_dir)
+    init, last_step = _read_schedule(work_dir)
     return Run(work_dir.resolve().name, init, latest['step'], last_step, metrics)
 
 
-def _evaluations(log: Path) -> list[dict]:
-    """The lines of a log that hold a COCO evaluation. The last line may be torn: the run may have been killed."""
-    found = []
-    for line in log.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if 'step' in entry and any(key.startswith('coco/') for key in entry):
-            found.append(entry)
-    return found
-
-
-def _plan(work_dir: Path) -> tuple[str, int | None]:
-    """What the run's dumped config says: where it started from, and its last step."""
+def _read_schedule(work_dir: Path) -> tuple[str, int | None]:
+    """Reads the initial checkpoint and the last step from the configs that mmengine wrote to the work directory."""
     dumped = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     if not dumped:
         return '?', None
     cfg = Config.fromfile(dumped[-1], import_custom_modules=False)
-    # A resumed run's config has no initializer; the first start's log has.
+    # Resuming removes the initializer from the config, so it is read from the log of the first start.
     starts = sorted(work_dir.glob('*/vis_data/config.py'))
     first = Config.fromfile(starts[0], import_custom_modules=False) if starts else cfg
     init = first.model.get('init_cfg')
@@ -91,14 +81,14 @@ def _plan(work_dir: Path) -> tuple[str, int | None]:
 
 
 def format_table(runs: list[Run], style: str = 'text') -> str:
-    """A row for each run, AP in percent with one decimal, as papers print it; ``-`` where a run has no such metric.
+    """Formats one row per run, with AP in percent to one decimal; ``-`` marks a metric that a run does not have.
 
     Args:
-        runs (list[Run]): In the order of the rows.
+        runs (list[Run]): Runs in row order.
         style (str): ``'text'``, ``'markdown'`` or ``'csv'``.
 
     Returns:
-        str: The table, and in the first two styles a line for each run whose training has not ended.
+        str: The table. The first two styles append one line for each run that has not finished.
     """
     columns = [
         (f'{kind}_mAP{suffix}', f'{title} {metric}')
@@ -109,13 +99,13 @@ def format_table(runs: list[Run], style: str = 'text') -> str:
     rows = [['run', 'from', 'step', *(title for _, title in columns)]]
     for run in runs:
         values = [run.metrics.get(key) for key, _ in columns]
-        # COCO's evaluator says -1 where there is nothing to find.
+        # pycocotools returns -1 for a metric without ground truth.
         cells = ['-' if value is None or value < 0 else f'{100 * value:.1f}' for value in values]
         rows.append([run.name, run.init, f'{run.step}{"" if run.finished else "*"}', *cells])
     if style == 'csv':
         return '\n'.join(','.join(row) for row in rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # Names to the left, numbers to the right.
+    # Names are left-aligned, numbers right-aligned.
     lines = [
         [
             cell.ljust(width) if column < 2 else cell.rjust(width)

@@ -1,30 +1,27 @@
-"""Figures, fit to print: PNG or SVG, made without a display."""
+"""Figures as PNG or SVG files; no display is required."""
 
-from .box_query_figure import collect_box_queries, draw_box_queries
-from .curriculum_figure import draw_curriculum, load_jitter, sample_photos
+from .box_query_figure import collect_box_queries, plot_box_queries
+from .curriculum_figure import load_jitter, plot_curriculum, sample_images
 from .figure_file import check_figure_path, save_figure
-from .proposal_figure import browse, draw_boxes, draw_sizes
-from .training_figure import draw_curriculum_curves, draw_training_report
-from .training_log import read_training_log
-from .tsne_figure import class_names, draw_tsne, project
-from .views_figure import draw_views
+from .proposal_figure import browse_proposals, plot_box_sizes, plot_boxes
+from .training_figure import plot_curriculum_curves, plot_training_report
+from .tsne_figure import compute_tsne, plot_tsne
+from .views_figure import plot_views
 
 __all__ = [
-    'browse',
+    'browse_proposals',
     'check_figure_path',
-    'class_names',
     'collect_box_queries',
-    'draw_box_queries',
-    'draw_boxes',
-    'draw_curriculum',
-    'draw_curriculum_curves',
-    'draw_sizes',
-    'draw_training_report',
-    'draw_tsne',
-    'draw_views',
+    'compute_tsne',
     'load_jitter',
-    'project',
-    'read_training_log',
-    'sample_photos',
+    'plot_box_queries',
+    'plot_box_sizes',
+    'plot_boxes',
+    'plot_curriculum',
+    'plot_curriculum_curves',
+    'plot_training_report',
+    'plot_tsne',
+    'plot_views',
+    'sample_images',
     'save_figure',
 ]

@@ -1,38 +1,40 @@
-"""What in another view is like the object in a box? Heat maps of the cosine similarity (paper, Figure 6)."""
+"""Box query figure: cosine similarity of an object's feature with every cell of another view (paper, Figure 6)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import nn
+from torch import Tensor, nn
 
-from ccop_mm import boxes as box_ops
-from ccop_mm.errors import InputError
-from ccop_mm.evaluation.annotated_photos import AnnotatedPhoto
 from ccop_mm.evaluation.feature_maps import PYRAMID, STRIDES, feature_maps, normalize_views
-from ccop_mm.evaluation.object_features import inference_mode, read_pixels
-from ccop_mm.evaluation.pointing import box_similarity
-from ccop_mm.evaluation.pointing_probe import MAX_SHARE, ViewDrawer
+from ccop_mm.evaluation.object_features import load_annotated_image
+from ccop_mm.evaluation.pointing_game import box_similarity
+from ccop_mm.evaluation.pointing_probe import MAX_AREA_FRACTION, ObjectViews, ViewSampler
+from ccop_mm.utils import boxes as box_ops
+from ccop_mm.utils.coco_json import AnnotatedImage
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.model import inference_mode
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
 from ccop_mm.visualization.palette import COLORS, WIDTH
 
-#: Pairs of views drawn of a photo before it is passed over.
-DRAWS = 5
-#: White and black, one over the other, show on every color of a map.
-QUERY_COLOR, TRUE_COLOR = COLORS[1], 'white'
+#: Pairs of views sampled before an image is skipped.
+MAX_SAMPLES = 5
+QUERY_COLOR, GROUND_TRUTH_COLOR = COLORS[1], 'white'
 
 
 @dataclass
 class BoxQuery:
-    """One object, asked for.
+    """Similarity maps of one object.
 
     Attributes:
         images (tuple): Query and key view, each (h, w, 3) uint8 RGB.
-        boxes (tuple): The object's box in each, (4,) xyxy in pixels.
-        heat (dict[str, np.ndarray]): Per level (H, W), cosine similarity of the query with each cell of the key view.
+        boxes (tuple): The object's box in the query and the key view, each (4,) xyxy in pixels.
+        heat (dict[str, np.ndarray]): Level -> (H, W) cosine similarity of the query with each cell of the key view.
     """
 
     images: tuple[np.ndarray, np.ndarray]
@@ -40,92 +42,96 @@ class BoxQuery:
     heat: dict[str, np.ndarray]
 
     def best(self, level: str) -> tuple[float, float]:
-        """Center of the most similar cell, (x, y) in pixels of the key view."""
+        """Returns the center (x, y) of the most similar cell in pixels of the key view."""
         row, column = np.unravel_index(self.heat[level].argmax(), self.heat[level].shape)
         return (column + 0.5) * STRIDES[level], (row + 0.5) * STRIDES[level]
 
 
 def collect_box_queries(
     model: nn.Module,
-    photos: list[tuple[int, AnnotatedPhoto]],
+    images: Sequence[tuple[int, AnnotatedImage]],
     size: int = 224,
     num: int = 4,
     seed: int = 0,
-    levels: tuple[str, ...] = PYRAMID,
-    drawer: ViewDrawer | None = None,
+    levels: Sequence[str] = PYRAMID,
+    sampler: ViewSampler | None = None,
 ) -> list[BoxQuery]:
-    """Queries of the largest object of each photo that both views show and that fills at most 40 % of either.
+    """Computes the similarity maps of one object per image.
+
+    The object of an image is the largest one that is usable in both views and covers at most 40 % of either.
 
     Args:
-        model (nn.Module): See :func:`ccop_mm.evaluation.feature_maps.feature_maps`.
-        photos (list[tuple[int, AnnotatedPhoto]]): Numbered photos; they are tried in a random order.
+        model (nn.Module): Model for :func:`ccop_mm.evaluation.feature_maps.feature_maps`.
+        images (Sequence[tuple[int, AnnotatedImage]]): Images with their indices; tried in random order.
         size (int): Side of a view in pixels.
-        num (int): How many queries, each of another photo; fewer if there are no more.
-        seed (int): Of the order and the views.
-        levels (tuple[str, ...]): Maps; those the model does not have are left out.
-        drawer (ViewDrawer, optional): Draws the views.
+        num (int): Number of queries; fewer are returned if fewer images have a usable object.
+        seed (int): Random seed of the order and the views.
+        levels (Sequence[str]): Levels; those that the model does not have are omitted.
+        sampler (ViewSampler, optional): Sampler of the views. The default is ``ViewSampler(size, seed)``.
 
     Raises:
-        InputError: If no photo has such an object, or ``num`` is below 1.
+        InputError: No image has a usable object, or ``num`` is below 1.
     """
     if num < 1:
-        raise InputError(f'at least 1 object is needed for a figure, got {num}')
-    drawer = drawer or ViewDrawer(size, seed)
+        raise InputError(f'at least 1 object is required for a figure, got {num}')
+    sampler = sampler or ViewSampler(size, seed)
     device = next(model.parameters()).device
-    queries = []
+    queries: list[BoxQuery] = []
     with inference_mode(model):
-        for place in np.random.default_rng(seed).permutation(len(photos)):
+        for position in np.random.default_rng(seed).permutation(len(images)):
             if len(queries) == num:
                 break
-            index, photo = photos[place]
-            image = read_pixels(photo)
+            index, annotated = images[position]
+            image = load_annotated_image(annotated)
             if image is None:
                 continue
-            found = _find_object(drawer, image, photo, index, MAX_SHARE * size * size)
+            found = _find_object(sampler, image, annotated, index, MAX_AREA_FRACTION * size * size)
             if found is None:
                 continue
-            views, query, key = found
+            views, query_box, key_box = found
             maps = feature_maps(model, normalize_views(model.data_preprocessor, views.images, device))
-            none = torch.zeros(1, dtype=torch.long, device=device)
-            heat = {
-                level: box_similarity(
-                    maps[level][:1], maps[level][1:], query[None].to(maps[level]), none, STRIDES[level]
-                )[0].cpu().numpy()
-                for level in levels
-                if level in maps
-            }  # fmt: skip
+            batch_index = torch.zeros(1, dtype=torch.long, device=device)
+            heat = {}
+            for level in [level for level in levels if level in maps]:
+                query_map, key_map = maps[level].split(1)
+                similarity = box_similarity(
+                    query_map, key_map, query_box[None].to(query_map), batch_index, STRIDES[level]
+                )
+                heat[level] = similarity[0].cpu().numpy()
             queries.append(
-                BoxQuery(tuple(view[..., ::-1] for view in views.images), (query.numpy(), key.numpy()), heat)
+                BoxQuery(tuple(view[..., ::-1] for view in views.images), (query_box.numpy(), key_box.numpy()), heat)
             )
     if not queries:
-        raise InputError(f'none of {len(photos)} photos has an object that is in both views and small enough')
+        raise InputError(f'none of {len(images)} images has an object that is small enough and visible in both views')
     return queries
 
 
-def _find_object(drawer: ViewDrawer, image: np.ndarray, photo: AnnotatedPhoto, index: int, max_area: float):
-    """The first pair of views with a usable object, and the largest such: views, query box, key box; None without."""
-    for repeat in range(DRAWS):
-        views = drawer.draw(image, photo.boxes, index, repeat)
+def _find_object(
+    sampler: ViewSampler, image: np.ndarray, annotated: AnnotatedImage, index: int, max_area: float
+) -> tuple[ObjectViews, Tensor, Tensor] | None:
+    """Samples views until they show a usable object; returns the views and the query and key box of the largest one."""
+    for repeat in range(MAX_SAMPLES):
+        views = sampler.sample(image, annotated.boxes, index, repeat)
         areas = torch.stack([box_ops.area(boxes) for boxes in views.boxes]).amax(0)
         usable = (areas <= max_area).nonzero().flatten()
         if len(usable):
             chosen = usable[areas[usable].argmax()]
-            return views, *(boxes[chosen] for boxes in views.boxes)
+            return views, views.boxes[0][chosen], views.boxes[1][chosen]
     return None
 
 
-def draw_box_queries(queries: list[BoxQuery], out: str | Path | None = None) -> Figure:
-    """A row per query: the view with its box, the other view, and a heat map for each level over it.
+def plot_box_queries(queries: Sequence[BoxQuery], out: str | Path | None = None) -> Figure:
+    """Plots one row per query: the query view with its box, the key view, and one heat map per level over the key view.
 
-    Every map has its own color scale, from its least to its greatest similarity; the numbers stand above it. A cross
-    marks the most similar cell, the white frame is where the object is.
+    Every heat map has its own color scale from its minimum to its maximum, which its title states. A cross marks the
+    most similar cell, a white frame the ground-truth box of the object.
 
     Args:
-        queries (list[BoxQuery]): At least one, all with the same levels.
-        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg``.
+        queries (Sequence[BoxQuery]): At least one query; all must have the same levels.
+        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg`` file.
 
     Raises:
-        InputError: If ``out`` has another suffix.
+        InputError: The suffix of ``out`` is not supported.
     """
     if out is not None:
         check_figure_path(out)
@@ -142,35 +148,38 @@ def draw_box_queries(queries: list[BoxQuery], out: str | Path | None = None) -> 
             )
             for column in range(2 + len(levels))
         ]
-        _show(cells[0], query.images[0], query.boxes[0], QUERY_COLOR, 'query' if row == 0 else '')
-        _show(cells[1], query.images[1], query.boxes[1], TRUE_COLOR, 'other view' if row == 0 else '')
+        _show_view(cells[0], query.images[0], query.boxes[0], QUERY_COLOR, 'query' if row == 0 else '')
+        _show_view(cells[1], query.images[1], query.boxes[1], GROUND_TRUTH_COLOR, 'other view' if row == 0 else '')
         for axes, level in zip(cells[2:], levels, strict=True):
             heat = query.heat[level]
             view_height, view_width = query.images[1].shape[:2]
             extent = (0, heat.shape[1] * STRIDES[level], heat.shape[0] * STRIDES[level], 0)
-            _show(axes, query.images[1], query.boxes[1], TRUE_COLOR, '')
+            _show_view(axes, query.images[1], query.boxes[1], GROUND_TRUTH_COLOR, '')
             axes.imshow(heat, cmap='cividis', extent=extent, alpha=0.75, interpolation='nearest')
             x, y = query.best(level)
-            axes.plot(min(x, view_width - 1), min(y, view_height - 1), '+', color='black', markersize=9, mew=2.4)
-            axes.plot(min(x, view_width - 1), min(y, view_height - 1), '+', color=QUERY_COLOR, markersize=8, mew=1.2)
+            # The center of a cell that extends beyond the view may lie outside the view.
+            x, y = min(x, view_width - 1), min(y, view_height - 1)
+            axes.plot(x, y, '+', color='black', markersize=9, mew=2.4)
+            axes.plot(x, y, '+', color=QUERY_COLOR, markersize=8, mew=1.2)
             axes.set_xlim(0, view_width)
             axes.set_ylim(view_height, 0)
             scale = f'{heat.min():.2f} to {heat.max():.2f}'
             axes.set_title(f'{level}\n{scale}' if row == 0 else scale, fontsize=7, pad=2, linespacing=1.1)
-    figure.text(
-        0.5, 0.03 / height, 'orange: the query\'s box, and the most similar cell; white: the same object; '
-        'brighter: more similar', ha='center', va='bottom', fontsize=7,
-    )  # fmt: skip
+    caption = (
+        'orange: query box and most similar cell; white: the same object in the other view; yellow: high similarity'
+    )
+    figure.text(0.5, 0.03 / height, caption, ha='center', va='bottom', fontsize=7)
     if out is not None:
         save_figure(figure, out)
     return figure
 
 
-def _show(axes, image: np.ndarray, box: np.ndarray, color: str, title: str) -> None:
+def _show_view(axes: Axes, image: np.ndarray, box: np.ndarray, color: str, title: str) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
     axes.set_axis_off()
     axes.set_title(title, fontsize=7, pad=2)
     x1, y1, x2, y2 = box.tolist()
+    # A black outline makes the frame visible on any background.
     for edge, line in (('black', 2.4), (color, 1.2)):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=line))

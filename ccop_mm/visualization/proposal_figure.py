@@ -1,114 +1,126 @@
-"""Proposals to look at: photos with their boxes, and how large the boxes are."""
+"""Figures of proposals: images with their boxes, and the distribution of box sizes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from ccop_mm.errors import InputError
-from ccop_mm.fileio import atomic_write
-from ccop_mm.proposals import BadPhoto, ProposalStore, load_photo
-from ccop_mm.proposals.evaluate import match, read_objects
+from ccop_mm.proposals import ProposalStore
+from ccop_mm.proposals.evaluate import match
+from ccop_mm.utils.coco_json import read_objects
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.file_io import atomic_write
+from ccop_mm.utils.images import UnreadableImageError, load_image
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
-from ccop_mm.visualization.palette import COLORS, PHOTO_COLORS, bgr
+from ccop_mm.visualization.palette import COLORS, IMAGE_COLORS, bgr
 
-TRUE_COLOR = (255, 255, 255)
+GROUND_TRUTH_COLOR = (255, 255, 255)
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, true_boxes: np.ndarray | None = None) -> np.ndarray:
-    """A copy of a photo with boxes on it, lines a pixel wide for each 400 of its longer side; true boxes white, thick.
+def plot_boxes(image: np.ndarray, boxes: np.ndarray, ground_truth_boxes: np.ndarray | None = None) -> np.ndarray:
+    """Draws boxes on a copy of an image: proposals in colored lines, ground-truth boxes in thick white lines.
+
+    The line width is 1 px per 400 px of the image's longer side.
 
     Args:
         image (np.ndarray): (h, w, 3) uint8 BGR.
         boxes (np.ndarray): (n, 4) xyxy in pixels.
-        true_boxes (np.ndarray, optional): (m, 4) xyxy in pixels.
+        ground_truth_boxes (np.ndarray, optional): (m, 4) xyxy in pixels.
 
     Returns:
         np.ndarray: (h, w, 3) uint8 BGR.
     """
-    drawn = np.array(image, order='C')
+    canvas = np.array(image, order='C')
     width = max(1, round(max(image.shape[:2]) / 400))
     for number, box in enumerate(boxes):
-        _draw(drawn, box, bgr(PHOTO_COLORS[number % len(PHOTO_COLORS)]), width)
-    for box in () if true_boxes is None else true_boxes:
-        _draw(drawn, box, (0, 0, 0), 4 * width)
-        _draw(drawn, box, TRUE_COLOR, 2 * width)
-    return drawn
+        _plot_box(canvas, box, bgr(IMAGE_COLORS[number % len(IMAGE_COLORS)]), width)
+    for box in () if ground_truth_boxes is None else ground_truth_boxes:
+        _plot_box(canvas, box, (0, 0, 0), 4 * width)
+        _plot_box(canvas, box, GROUND_TRUTH_COLOR, 2 * width)
+    return canvas
 
 
-def browse(
+def browse_proposals(
     store: ProposalStore,
     image_root: str | Path,
     out: str | Path,
-    num_photos: int = 20,
+    num_images: int = 20,
     num_boxes: int = 12,
     seed: int = 0,
     annotation_file: str | Path | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Draws some photos of a store, each to a JPEG of its own.
+    """Writes randomly chosen images of a store with their proposals, one JPEG per image.
 
     Args:
-        store (ProposalStore): The proposals.
-        image_root (str | Path): Folder that its file names are relative to.
-        out (str | Path): Folder to write to; ``a/b.png`` becomes ``a__b.png.jpg``.
-        num_photos (int): How many photos, chosen at random.
-        num_boxes (int): At most so many boxes of each, the first of the stored order, which is random.
-        seed (int): Seed of the choice.
-        annotation_file (str | Path, optional): COCO json whose true boxes are drawn too, matched by file name.
+        store (ProposalStore): Proposals.
+        image_root (str | Path): Root directory of the images.
+        out (str | Path): Directory to write to; ``a/b.png`` is written as ``a__b.png.jpg``.
+        num_images (int): Number of images.
+        num_boxes (int): Maximum number of boxes per image. The first boxes of the stored order, which is random, are
+            used.
+        seed (int): Random seed of the choice of images.
+        annotation_file (str | Path, optional): COCO annotation file whose ground-truth boxes are drawn as well, matched
+            by file name.
 
     Returns:
-        tuple[list[Path], list[str]]: The files written, and why a photo could not be drawn, a line each.
+        tuple[list[Path], list[str]]: The files written; and one line for each image that could not be drawn, with the
+        reason.
 
     Raises:
-        InputError: If a number is out of range, the folder or the json is missing, or no photo can be drawn.
+        InputError: A number is below 1, a directory or the annotation file is missing, or no image could be drawn.
     """
-    if num_photos < 1 or num_boxes < 1:
-        raise InputError(f'at least 1 photo and 1 box are needed, got {num_photos} and {num_boxes}')
+    if num_images < 1 or num_boxes < 1:
+        raise InputError(f'at least 1 image and 1 box are required, got {num_images} and {num_boxes}')
     if not Path(image_root).is_dir():
-        raise InputError(f'{image_root}: no such folder; name the folder with the photos of the proposals file')
-    true_boxes = _true_boxes(annotation_file)
-    written, reasons = [], []
+        raise InputError(
+            f'{image_root} is not a directory; pass the root directory of the images of the proposals file'
+        )
+    ground_truth_boxes = _read_ground_truth_boxes(annotation_file)
+    written: list[Path] = []
+    reasons: list[str] = []
     for image_id in np.random.default_rng(seed).permutation(store.image_ids).tolist():
-        if len(written) == num_photos:
+        if len(written) == num_images:
             break
         name = store.file_name(image_id)
         try:
-            image, _ = load_photo(Path(image_root, name))
-        except BadPhoto as error:
+            image, _ = load_image(Path(image_root, name))
+        except UnreadableImageError as error:
             reasons.append(f'{name}: {error}')
             continue
         if image.shape[:2] != store.size(image_id):
-            reasons.append(f'{name}: not of the size that its proposals were made for')
+            actual, expected = _format_size(image.shape[:2]), _format_size(store.size(image_id))
+            reasons.append(f'{name}: {actual}, but {expected} in the proposals')
             continue
-        drawn = draw_boxes(image, store.boxes(image_id)[:num_boxes], true_boxes.get(name))
+        canvas = plot_boxes(image, store.boxes(image_id)[:num_boxes], ground_truth_boxes.get(name))
         path = Path(out, f'{name.replace("/", "__")}.jpg')
         with atomic_write(path) as file:
-            file.write(cv2.imencode('.jpg', drawn)[1].tobytes())
+            file.write(cv2.imencode('.jpg', canvas)[1].tobytes())
         written.append(path)
     if not written:
-        raise InputError(
-            f'{image_root}: no photo of the proposals file could be drawn ({(reasons or ["it has none"])[0]})'
-        )
+        reason = reasons[0] if reasons else 'the proposals file contains no images'
+        raise InputError(f'{image_root}: no image of the proposals file could be drawn ({reason})')
     return written, reasons
 
 
-def draw_sizes(
+def plot_box_sizes(
     store: ProposalStore, annotation_file: str | Path | None = None, out: str | Path | None = None
 ) -> Figure:
-    """A histogram of how large boxes are: the square root of a box's area by that of its photo's.
+    """Plots a histogram of relative box sizes: the square root of a box's area divided by that of its image.
 
     Args:
-        store (ProposalStore): The proposals.
-        annotation_file (str | Path, optional): COCO json; then the photos that it shares with the store count, and
-            their true boxes are shown as well.
-        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg``.
+        store (ProposalStore): Proposals.
+        annotation_file (str | Path, optional): COCO annotation file. If given, only the images that it shares with the
+            store are counted, and their ground-truth boxes are plotted as well.
+        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg`` file.
 
     Returns:
-        Figure: Of matplotlib; its axes' patches are a polygon of 40 bins for the proposals and one for the true boxes.
+        Figure: Matplotlib figure; its axes contain one outline with 40 bins for the proposals and one for the
+        ground-truth boxes.
 
     Raises:
-        InputError: If ``out`` has another suffix, or the json is at fault or of other photos.
+        InputError: The suffix of ``out`` is not supported, or the annotation file is invalid or of other images.
     """
     if out is not None:
         check_figure_path(out)
@@ -124,39 +136,43 @@ def draw_sizes(
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 41)
     for (label, sides), color in zip(series.items(), (COLORS[0], COLORS[5]), strict=False):
-        share = np.full(len(sides), 100 / max(1, len(sides)))
+        percent = np.full(len(sides), 100 / max(1, len(sides)))
         label = f'{label} ({len(sides):,})'
-        axes.hist(sides, bins, weights=share, histtype='stepfilled', color=color, alpha=0.3)
-        axes.hist(sides, bins, weights=share, histtype='step', color=color, linewidth=1.2, label=label)
+        axes.hist(sides, bins, weights=percent, histtype='stepfilled', color=color, alpha=0.3)
+        axes.hist(sides, bins, weights=percent, histtype='step', color=color, linewidth=1.2, label=label)
     axes.set_xlim(0, 1)
-    axes.set_xlabel(r'$\sqrt{\mathrm{area}}$ relative to the photo', fontsize=8)
-    axes.set_ylabel('share of the boxes, %', fontsize=8)
+    axes.set_xlabel(r'$\sqrt{\mathrm{area}}$ relative to the image', fontsize=8)
+    axes.set_ylabel('boxes (%)', fontsize=8)
     axes.tick_params(labelsize=7)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=len(series), fontsize=7, frameon=False)
     if out is not None:
         save_figure(figure, out)
     return figure
 
 
-def _draw(image, box, color, width):
+def _plot_box(canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int], width: int) -> None:
     x1, y1, x2, y2 = (round(value) for value in np.asarray(box, dtype=float).tolist())
-    # x2 and y2 are exclusive, OpenCV's corners are not.
-    cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), color, width)
+    # x2 and y2 are exclusive; OpenCV's corners are inclusive.
+    cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, width)
 
 
-def _true_boxes(annotation_file):
-    """file name -> (m, 4) xyxy."""
+def _read_ground_truth_boxes(annotation_file: str | Path | None) -> dict[str, np.ndarray]:
+    """Reads the boxes of a COCO annotation file: file name -> (m, 4) xyxy."""
     if annotation_file is None:
         return {}
     images, objects = read_objects(annotation_file)
     return {image['file_name']: objects[image['id']] for image in images if image['id'] in objects}
 
 
-def _relative_sides(photos):
-    """(n,) of all boxes of ``((height, width), boxes)``."""
+def _format_size(shape: tuple[int, ...]) -> str:
+    return f'{shape[1]} x {shape[0]} px'
+
+
+def _relative_sides(sized_boxes: Iterable[tuple[tuple[int, int], np.ndarray]]) -> np.ndarray:
+    """Computes the relative sizes (n,) of all boxes of the ``((height, width), boxes)`` of several images."""
     sides = [
         np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64) / (height * width))
-        for (height, width), boxes in photos
+        for (height, width), boxes in sized_boxes
     ]
     return np.concatenate([np.empty(0), *sides])

@@ -1,6 +1,5 @@
-"""Objects as points in the plane, the alike close together (paper, Figure 5)."""
+"""t-SNE projections of object features (paper, Figure 5)."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,35 +7,36 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
 from ccop_mm.visualization.palette import WIDTH, class_styles
 
-#: t-SNE is fed so many principal components at most, as its authors advise: less noise, less work.
+#: Number of principal components passed to t-SNE, as its authors recommend to reduce noise and computation.
 COMPONENTS = 50
 
 
-def project(features: np.ndarray, seed: int = 0, perplexity: float = 30) -> np.ndarray:
-    """t-SNE of L2-normalized features (van der Maaten and Hinton, 2008; scikit-learn's).
+def compute_tsne(features: np.ndarray, seed: int = 0, perplexity: float = 30) -> np.ndarray:
+    """Projects L2-normalized features to the plane with t-SNE (van der Maaten and Hinton, 2008; scikit-learn).
 
-    On the unit sphere the squared Euclidean distance is twice one minus the cosine, so the neighbors are those of the
-    kNN probe.
+    The squared Euclidean distance of normalized features is twice one minus their cosine similarity, so the neighbors
+    are those of the kNN probe.
 
     Args:
-        features (np.ndarray): (N, D), N at least 4.
-        seed (int): Of the optimization.
-        perplexity (float): About the number of neighbors that count; at most (N - 1) / 3, where objects are few.
+        features (np.ndarray): (N, D) with N >= 4.
+        seed (int): Random seed of the optimization.
+        perplexity (float): Effective number of neighbors; reduced to (N - 1) / 3 if that is smaller.
 
     Returns:
         np.ndarray: (N, 2).
 
     Raises:
-        InputError: If there are too few objects, or a feature is not finite.
+        InputError: There are fewer than four objects, or a feature is not finite.
     """
     if len(features) < 4:
-        raise InputError(f't-SNE needs at least 4 objects, got {len(features)}')
+        raise InputError(f't-SNE requires at least 4 objects, got {len(features)}')
     if not np.isfinite(features).all():
-        raise InputError('t-SNE: a feature is not finite')
+        num_broken = int((~np.isfinite(features).all(axis=1)).sum())
+        raise InputError(f't-SNE: {num_broken} of {len(features)} features are not finite')
     features = np.asarray(features, np.float64)
     features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
     components = min(COMPONENTS, *features.shape)
@@ -45,30 +45,24 @@ def project(features: np.ndarray, seed: int = 0, perplexity: float = 30) -> np.n
     return TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(reduced)
 
 
-def class_names(annotation_file: str | Path) -> dict[int, str]:
-    """Names of a COCO json's categories by id."""
-    content = json.loads(Path(annotation_file).read_text(encoding='utf-8'))
-    return {category['id']: category['name'] for category in content.get('categories', [])}
-
-
-def draw_tsne(
+def plot_tsne(
     panels: dict[str, np.ndarray], labels: np.ndarray, names: dict[int, str], out: str | Path | None = None
 ) -> Figure:
-    """Scatter plots side by side, a color and a marker for each class.
+    """Plots scatter plots side by side, with a color and a marker for each class.
 
     Args:
         panels (dict[str, np.ndarray]): Title -> (N, 2) points.
         labels (np.ndarray): (N,) category ids.
-        names (dict[int, str]): Category id -> name; ids without one are shown as numbers.
-        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg``.
+        names (dict[int, str]): Category id -> name. An id without a name is shown as a number.
+        out (str | Path, optional): Also write the figure to this ``*.png`` or ``*.svg`` file.
 
     Raises:
-        InputError: If ``out`` has another suffix.
+        InputError: The suffix of ``out`` is not supported.
     """
     if out is not None:
         check_figure_path(out)
     present = sorted(set(labels.tolist()))
-    # A letter of the legend is about 0.058 inches wide, a mark with its margins 0.3.
+    # Approximate widths in the legend: 0.058 inches per character, 0.3 per marker with its margins.
     longest = max(len(names.get(label, str(label))) for label in present)
     columns = max(1, int(WIDTH / (0.058 * longest + 0.3)))
     legend = 0.17 * -(-len(present) // columns) + 0.1
@@ -80,9 +74,9 @@ def draw_tsne(
     styles = class_styles(len(present))
     for axes, (title, points) in zip(grid, panels.items(), strict=True):
         for label, (color, marker) in zip(present, styles, strict=True):
-            mine = points[labels == label]
+            members = points[labels == label]
             axes.scatter(
-                *mine.T, s=9, c=color, marker=marker, linewidths=0.7, alpha=0.8, label=names.get(label, str(label))
+                *members.T, s=9, c=color, marker=marker, linewidths=0.7, alpha=0.8, label=names.get(label, str(label))
             )
         axes.set_title(title, fontsize=9)
         axes.set_xticks([])

@@ -15,38 +15,38 @@ class Model(nn.Module):
         self.eval()
 
 
-@pytest.mark.parametrize('wanted', [(0, 1, 2, 3), (3,)])
-def test_stages_whatever_the_backbone_hands_on(wanted):
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (3,)])
+def test_stages_do_not_depend_on_out_indices(out_indices):
     torch.manual_seed(0)
-    whole = ResNet(18, base_channels=4, norm_eval=False)
-    part = ResNet(18, base_channels=4, norm_eval=False, out_indices=wanted)
-    part.load_state_dict(whole.state_dict())
+    reference = ResNet(18, base_channels=4, norm_eval=False)
+    backbone = ResNet(18, base_channels=4, norm_eval=False, out_indices=out_indices)
+    backbone.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 80, 80)
-    maps = feature_maps(Model(part), images)
-    whole.eval()
+    maps = feature_maps(Model(backbone), images)
+    reference.eval()
     assert list(maps) == ['C2', 'C3', 'C4', 'C5']
-    for found, expected in zip(maps.values(), whole(images), strict=True):
-        assert torch.equal(found, expected)
-    assert not any(module._forward_hooks for module in part.modules())
+    for actual, expected in zip(maps.values(), reference(images), strict=True):
+        assert torch.equal(actual, expected)
+    assert not any(module._forward_hooks for module in backbone.modules())
 
 
-def test_mmselfsups_resnet_counts_the_stem():
+def test_mmselfsup_resnet_whose_out_indices_count_the_stem(generator):
     backbone = SelfSupResNet(18, out_indices=[4])
-    maps = feature_maps(Model(backbone), torch.randn(1, 3, 64, 64))
+    maps = feature_maps(Model(backbone), torch.randn(1, 3, 64, 64, generator=generator))
     assert [tuple(part.shape[1:]) for part in maps.values()] == [
         (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2),
     ]  # fmt: skip
 
 
-def test_half_precision_comes_out_as_float32():
+def test_half_precision_is_converted_to_float32(generator):
     backbone = ResNet(18, base_channels=4, norm_eval=False).bfloat16()
-    maps = feature_maps(Model(backbone), torch.randn(1, 3, 64, 64).bfloat16())
+    maps = feature_maps(Model(backbone), torch.randn(1, 3, 64, 64, generator=generator).bfloat16())
     assert {part.dtype for part in maps.values()} == {torch.float32}
 
 
-def test_normalization_is_that_of_training():
+def test_normalization_equals_that_of_training(generator):
     preprocessor = SelfSupDataPreprocessor(mean=(1.0, 2, 3), std=(2.0, 4, 8), bgr_to_rgb=True)
-    views = torch.randint(256, (2, 6, 5, 3), dtype=torch.uint8)
+    views = torch.randint(256, (2, 6, 5, 3), dtype=torch.uint8, generator=generator)
     expected = preprocessor(dict(inputs=[views.permute(0, 3, 1, 2)], data_samples=[]))[0][0]
-    found = normalize_views(preprocessor, list(views.numpy()), torch.device('cpu'))
-    torch.testing.assert_close(found, expected)
+    actual = normalize_views(preprocessor, list(views.numpy()), torch.device('cpu'))
+    torch.testing.assert_close(actual, expected)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from ccop_mm.errors import InputError
 from ccop_mm.evaluation import chance_recall, knn_recall
+from ccop_mm.utils.errors import InputError
 
 KS = (1, 3, 10, 39)
 
 
 def brute_force(features, labels, k, order=None):
-    """Recall by definition, one object at a time; equally near objects are taken in the given order."""
+    """Computes the recall by definition, one object at a time; ties are resolved in the given order."""
     order = range(len(labels)) if order is None else order
-    shares = []
+    recalls = []
     for i in range(len(labels)):
         distances = []
         for j in order:
@@ -22,8 +22,8 @@ def brute_force(features, labels, k, order=None):
             if i != j:
                 distances.append((distance, j))
         nearest = sorted(distances, key=lambda pair: pair[0])[:k]
-        shares.append(np.mean([labels[j] == labels[i] for _, j in nearest]))
-    return np.mean(shares)
+        recalls.append(np.mean([labels[j] == labels[i] for _, j in nearest]))
+    return np.mean(recalls)
 
 
 def random_objects(seed, count=40, dtype=torch.float64):
@@ -34,7 +34,7 @@ def random_objects(seed, count=40, dtype=torch.float64):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('seed', range(3))
-def test_equals_brute_force(seed, dtype):
+def test_matches_brute_force(seed, dtype):
     features, labels = random_objects(seed, dtype=dtype)
     recalls = knn_recall(features, labels, KS)
     assert list(recalls) == list(KS)
@@ -43,13 +43,13 @@ def test_equals_brute_force(seed, dtype):
 
 
 @pytest.mark.parametrize('chunk_size', [1, 7, 40, 1000])
-def test_chunks_change_nothing(chunk_size):
+def test_result_does_not_depend_on_chunk_size(chunk_size):
     features, labels = random_objects(3)
     assert knn_recall(features, labels, KS, chunk_size) == pytest.approx(knn_recall(features, labels, KS, 13))
 
 
 def test_ties_are_averaged_over_all_orders():
-    # Axis vectors and a zero: similarities of exactly 1, 0 and -1, many times each.
+    # Axis-aligned vectors and a zero vector have similarities of exactly 1, 0 and -1, with many ties.
     features = torch.tensor([[1.0, 0], [2, 0], [0, 1], [0, 0], [-1, 0], [0, 5]])
     labels = torch.tensor([0, 1, 0, 0, 1, 1])
     recalls = knn_recall(features, labels, (1, 2, 3, 4))
@@ -59,7 +59,7 @@ def test_ties_are_averaged_over_all_orders():
 
 
 def test_collapsed_features_score_chance():
-    # Classes in blocks, as data sets often have them: neighbors by row number would look like skill.
+    # Classes are in contiguous blocks, so resolving ties by row number would give a recall above chance.
     labels = torch.arange(12).repeat_interleave(torch.arange(1, 13))
     features = torch.randn(1, 128, generator=torch.Generator().manual_seed(0)).expand(len(labels), -1)
     for recall in knn_recall(features, labels, (1, 5, 50)).values():
@@ -71,7 +71,7 @@ def test_half_precision_is_computed_in_float32():
     assert knn_recall(features, labels, KS) == knn_recall(features.float(), labels, KS)
 
 
-def test_too_large_k_is_left_out():
+def test_too_large_k_is_omitted():
     features, labels = random_objects(5, count=6)
     assert list(knn_recall(features, labels, (1, 5, 6, 100))) == [1, 5]
     assert knn_recall(features, labels, (6,)) == {}
@@ -90,14 +90,14 @@ def test_chance_is_the_mean_over_all_pairs(labels):
 
 def test_bad_input():
     features, labels = random_objects(7)
-    with pytest.raises(InputError, match='at least two objects, got 1'):
+    with pytest.raises(InputError, match='got 1'):
         knn_recall(features[:1], labels[:1])
-    with pytest.raises(InputError, match='at least two objects, got 0'):
+    with pytest.raises(InputError, match='got 0'):
         chance_recall(labels[:0])
     features[3, 0], features[5, 7] = torch.nan, torch.inf
-    with pytest.raises(InputError, match='2 of 40 features are not finite'):
+    with pytest.raises(InputError, match='2 of 40'):
         knn_recall(features, labels)
-    with pytest.raises(ValueError, match='do not belong together'):
+    with pytest.raises(ValueError, match=r'\(40, 8\).*\(39,\)'):
         knn_recall(features, labels[:-1])
-    with pytest.raises(ValueError, match='at least 1'):
+    with pytest.raises(ValueError, match=r'\(0, 5\)'):
         knn_recall(features.nan_to_num(), labels, (0, 5))

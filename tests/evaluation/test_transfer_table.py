@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from ccop_mm.errors import InputError
 from ccop_mm.evaluation.transfer_table import Run, format_table, read_run
+from ccop_mm.utils.errors import InputError
 
 
 def write_log(work_dir, start, lines, config=None):
-    """A start of a run, as mmengine's local visualizer leaves it."""
+    """Writes the log of one start of a run, in the layout of mmengine's local visualization backend."""
     folder = work_dir / start / 'vis_data'
     folder.mkdir(parents=True)
     (folder / 'scalars.json').write_text(
@@ -26,12 +26,12 @@ def evaluation(step, box, **others):
     return {'coco/bbox_mAP': box, 'coco/bbox_mAP_50': box * 2, 'coco/bbox_mAP_75': box / 2, 'step': step, **others}
 
 
-def test_the_last_evaluation_counts_over_all_starts(tmp_path):
+def test_last_evaluation_over_all_starts_is_used(tmp_path):
     training = {'lr': 0.1, 'loss': 2.0, 'step': 4}
     write_log(
         tmp_path, '20260101_000000', [training, evaluation(2, 0.1), evaluation(3, 0.9), '{"coco/bb'], config('a/b.pth')
     )
-    # A resumed start has no initializer, and repeats what the checkpoint did not hold.
+    # The config of a resumed start has no initializer. Its log repeats the steps after the checkpoint.
     write_log(tmp_path, '20260102_000000', [evaluation(3, 0.2), training, evaluation(4, 0.3)], config(None))
     run = read_run(tmp_path)
     assert (run.name, run.init, run.step, run.last_step, run.finished) == (tmp_path.name, 'b.pth', 4, 4, True)
@@ -42,17 +42,17 @@ def test_the_last_evaluation_counts_over_all_starts(tmp_path):
     ('checkpoint', 'loop', 'init', 'finished'),
     [(None, 'max_epochs=2', 'random', True), ('x.pth', 'max_iters=3', 'x.pth', False)],
 )
-def test_the_dumped_config_says_where_a_run_began_and_was_to_end(tmp_path, checkpoint, loop, init, finished):
+def test_initial_checkpoint_and_last_step_are_read_from_the_config(tmp_path, checkpoint, loop, init, finished):
     write_log(tmp_path, 'start', [evaluation(2, 0.1)], config(checkpoint, loop))
     run = read_run(tmp_path)
     assert (run.init, run.finished) == (init, finished)
 
 
-def test_a_run_without_evaluation_or_folder_is_one_line(tmp_path):
+def test_missing_evaluation_or_directory(tmp_path):
     write_log(tmp_path / 'pretraining', 'start', [{'loss': 1.0, 'step': 1}])
-    with pytest.raises(InputError, match='pretraining holds no evaluation of a detector'):
+    with pytest.raises(InputError, match='pretraining'):
         read_run(tmp_path / 'pretraining')
-    with pytest.raises(InputError, match='absent is not a folder'):
+    with pytest.raises(InputError, match='absent'):
         read_run(tmp_path / 'absent')
 
 

@@ -7,16 +7,16 @@ from matplotlib.patches import Rectangle
 from mmselfsup.models.utils import SelfSupDataPreprocessor
 from torch import nn
 
-from ccop_mm.errors import InputError
-from ccop_mm.evaluation.annotated_photos import AnnotatedPhoto
-from ccop_mm.evaluation.pointing_probe import ObjectViews, ViewDrawer
-from ccop_mm.visualization import collect_box_queries, draw_box_queries
+from ccop_mm.evaluation.pointing_probe import ObjectViews, ViewSampler
+from ccop_mm.utils.coco_json import AnnotatedImage
+from ccop_mm.utils.errors import InputError
+from ccop_mm.visualization import collect_box_queries, plot_box_queries
 
 SIZE = 128
 
 
 class ColorModel(nn.Module):
-    """Its maps are colors: every stage and level is the input averaged over cells, less the mean color."""
+    """Model whose features are colors: every stage and level is the normalized input averaged over cells."""
 
     def __init__(self):
         super().__init__()
@@ -30,23 +30,23 @@ class ColorModel(nn.Module):
         return stages
 
     def embed_objects(self):
-        raise AssertionError('not needed')
+        raise AssertionError('must not be called')
 
 
-class SameView(ViewDrawer):
-    """Both views are the photo."""
+class IdentityViews(ViewSampler):
+    """Returns the image itself as both views."""
 
     def __init__(self):
         super().__init__(SIZE)
 
-    def draw(self, image, boxes, index, repeat=0):
+    def sample(self, image, boxes, index, repeat=0):
         return ObjectViews((image, image), (torch.from_numpy(boxes),) * 2, torch.arange(len(boxes)))
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Two photos of grey noise with a red and a blue square each, aligned to cells of 32 px."""
-    rng, photos = np.random.default_rng(0), []
+def images(tmp_path):
+    """Two images of gray noise, each with a red and a blue square aligned to cells of 32 px."""
+    rng, images = np.random.default_rng(0), []
     for number in range(2):
         image = rng.integers(118, 138, (SIZE, SIZE, 3), dtype=np.uint8)
         boxes = np.array([[0, 32, 32, 64], [64, 64, 128, 128]], np.float32)
@@ -54,41 +54,41 @@ def photos(tmp_path):
             image[y1:y2, x1:x2] = color
         path = tmp_path / f'{number}.png'
         cv2.imwrite(str(path), image)
-        photos.append((number, AnnotatedPhoto(path, (SIZE, SIZE), boxes, np.array([1, 2]))))
-    return photos
+        images.append((number, AnnotatedImage(path, (SIZE, SIZE), boxes, np.array([1, 2]))))
+    return images
 
 
 def inside(point, box):
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
-def test_same_view_is_most_alike_at_the_querys_own_box(photos):
-    queries = collect_box_queries(ColorModel(), photos, SIZE, num=2, drawer=SameView())
+def test_maximum_in_the_same_view_is_inside_the_query_box(images):
+    queries = collect_box_queries(ColorModel(), images, SIZE, num=2, sampler=IdentityViews())
     assert len(queries) == 2
     for query in queries:
-        assert query.boxes[0].tolist() == [64, 64, 128, 128]  # the larger one
+        assert query.boxes[0].tolist() == [64, 64, 128, 128]  # the larger object
         assert list(query.heat) == ['P2', 'P3', 'P4', 'P5']
         for level, heat in query.heat.items():
             assert heat.max() == pytest.approx(1, abs=1e-4)
             assert inside(query.best(level), query.boxes[1]), level
-            # The other square and the ground are unlike it.
+            # The other square is dissimilar.
             stride = SIZE // heat.shape[0]
             assert heat[40 // stride, 10 // stride] < 0.5
         assert query.images[0][100, 100].tolist() == [0, 0, 255]  # RGB
 
 
-def test_drawn_views_find_the_object_too(photos):
-    queries = collect_box_queries(ColorModel(), photos, SIZE, num=2, levels=('P2', 'P3'), seed=1)
+def test_levels_and_sampled_views(images):
+    queries = collect_box_queries(ColorModel(), images, SIZE, num=2, levels=('P2', 'P3'), seed=1)
     for query in queries:
         assert query.images[0].shape == (SIZE, SIZE, 3)
         assert list(query.heat) == ['P2', 'P3']
         assert query.heat['P2'].shape == (32, 32)
 
 
-def test_figure(photos, tmp_path):
-    queries = collect_box_queries(ColorModel(), photos, SIZE, num=2, drawer=SameView())
-    figure = draw_box_queries(queries, tmp_path / 'a.png')
-    draw_box_queries(queries, tmp_path / 'a.svg')
+def test_figure(images, tmp_path):
+    queries = collect_box_queries(ColorModel(), images, SIZE, num=2, sampler=IdentityViews())
+    figure = plot_box_queries(queries, tmp_path / 'a.png')
+    plot_box_queries(queries, tmp_path / 'a.svg')
     assert (tmp_path / 'a.png').stat().st_size > 5000 and b'<svg' in (tmp_path / 'a.svg').read_bytes()
     assert len(figure.axes) == 2 * 6
     frames = [patch for patch in figure.axes[1].patches if isinstance(patch, Rectangle)]
@@ -99,11 +99,11 @@ def test_figure(photos, tmp_path):
         assert (x, y) == queries[0].best(level)
         np.testing.assert_array_equal(axes.images[1].get_array(), queries[0].heat[level])
     with pytest.raises(InputError, match='a.gif'):
-        draw_box_queries(queries, tmp_path / 'a.gif')
+        plot_box_queries(queries, tmp_path / 'a.gif')
 
 
-def test_nothing_to_ask_for(photos):
-    for _, photo in photos:
-        photo.boxes = np.array([[0, 0, SIZE, SIZE]], np.float32)
-    with pytest.raises(InputError, match='none of 2 photos'):
-        collect_box_queries(ColorModel(), photos, SIZE, drawer=SameView())
+def test_no_usable_object(images):
+    for _, annotated in images:
+        annotated.boxes = np.array([[0, 0, SIZE, SIZE]], np.float32)
+    with pytest.raises(InputError, match='2 images'):
+        collect_box_queries(ColorModel(), images, SIZE, sampler=IdentityViews())

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 from ccop_mm.visualization import save_figure
 
 
@@ -12,13 +13,13 @@ def figure():
     return figure
 
 
-def test_png_has_the_size_asked_for(tmp_path):
+def test_png_has_the_requested_size(tmp_path):
     save_figure(figure(), tmp_path / 'deep' / 'a.png', dpi=50)
     assert Image.open(tmp_path / 'deep' / 'a.png').size == (150, 100)
 
 
 @pytest.mark.parametrize('name', ['a.png', 'a.SVG'])
-def test_same_figure_same_bytes(tmp_path, name):
+def test_equal_figures_give_identical_files(tmp_path, name):
     contents = []
     for _ in range(2):
         save_figure(figure(), tmp_path / name)
@@ -27,7 +28,16 @@ def test_same_figure_same_bytes(tmp_path, name):
     assert contents[0].lstrip().startswith(b'\x89PNG' if name.endswith('png') else b'<?xml')
 
 
-def test_other_suffixes_are_refused(tmp_path):
-    with pytest.raises(InputError, match='a.gif: a figure is written as .png or .svg'):
+def test_png_keeps_all_colors(tmp_path):
+    """An indexed PNG has at most 256 colors and posterizes images."""
+    image = np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8)
+    figure = Figure(figsize=(0.3, 0.2))
+    figure.figimage(image)
+    save_figure(figure, tmp_path / 'a.png', dpi=100)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / 'a.png').convert('RGB')), image)
+
+
+def test_unsupported_suffix(tmp_path):
+    with pytest.raises(InputError, match='a.gif'):
         save_figure(figure(), tmp_path / 'a.gif')
     assert not any(tmp_path.iterdir())

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ccop_mm.errors import InputError
-from ccop_mm.visualization import draw_curriculum_curves, draw_training_report
+from ccop_mm.utils.errors import InputError
+from ccop_mm.visualization import plot_curriculum_curves, plot_training_report
 
 STEPS = np.arange(10, 410, 10)
 
@@ -32,50 +32,66 @@ def by_title(figure):
     return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
 
 
-def test_report_draws_what_was_logged(log, tmp_path):
-    figure = draw_training_report(log, 'a run', tmp_path / 'a.png')
+def test_report_shows_what_was_logged(log, tmp_path):
+    figure = plot_training_report(log, 'a run', tmp_path / 'a.png')
     panels = by_title(figure)
     np.testing.assert_array_equal(curves(panels['losses'])['object'], np.stack(log['loss_obj'], axis=1))
     np.testing.assert_array_equal(
         curves(panels['effective rank of the newest keys'])['image'][:, 1], log['rank_image'][1]
     )
-    assert set(curves(panels['pointing accuracy'])) == {'C4', 'chance'}
+    assert set(curves(panels['pointing game accuracy'])) == {'C4', 'chance'}
     assert len(curves(panels['kNN recall'])) == 1
-    assert 'spread of the newest keys' not in panels  # was not logged
+    assert 'embedding std of the newest keys' not in panels  # not logged
     assert figure.get_suptitle() == 'a run'
-    draw_training_report(log, out=tmp_path / 'a.svg')
+    plot_training_report(log, out=tmp_path / 'a.svg')
     assert b'<svg' in (tmp_path / 'a.svg').read_bytes()
 
 
 def test_curriculum_curves(log):
-    panels = by_title(draw_curriculum_curves(log))
+    panels = by_title(plot_curriculum_curves(log))
     assert list(panels) == [
-        'noise range and IoU floor', 'share of plain draws accepted', 'similarity of the hardest candidate'
+        'noise range and minimum IoU', 'acceptance rate of uniform noise', 'similarity of the hardest candidate'
     ]  # fmt: skip
-    np.testing.assert_array_equal(curves(panels['noise range and IoU floor'])[r'$\zeta$'][:, 1], log['zeta'][1])
-    assert panels['share of plain draws accepted'].get_yscale() == 'log'
+    np.testing.assert_array_equal(curves(panels['noise range and minimum IoU'])[r'$\zeta$'][:, 1], log['zeta'][1])
+    assert panels['acceptance rate of uniform noise'].get_yscale() == 'log'
     log['acceptance'][1][0] = 0
-    assert by_title(draw_curriculum_curves(log))['share of plain draws accepted'].get_yscale() == 'linear'
+    assert by_title(plot_curriculum_curves(log))['acceptance rate of uniform noise'].get_yscale() == 'linear'
 
 
-def test_texts_stay_on_the_page_and_apart(log):
-    figure = draw_training_report(log, 'a run')
+@pytest.mark.parametrize('plot', [plot_training_report, plot_curriculum_curves])
+def test_titles_and_legends_overlap_neither_each_other_nor_the_axes(log, plot):
+    probes = {f'probe/{level}': log['probe/C4'] for level in ('C3', 'P2', 'P3', 'P4', 'P5')}
+    knn = {f'probe/knn_{name}': log['probe/C4'] for name in ('C4@10', 'chance', 'embedding@10')}
+    figure = plot({**log, **probes, **knn}, 'a run')
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    titles = [axes.title.get_window_extent(renderer) for axes in figure.axes if axes.get_title()]
-    for index, box in enumerate(titles):
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    legends = [axes.get_legend() for axes in panels if axes.get_legend()]
+    assert legends
+    titles = [axes.title for axes in panels]
+    boxes = [artist.get_window_extent(renderer) for artist in (*panels, *titles, *legends)]
+    for index, box in enumerate(boxes):
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-        assert box.count_overlaps(titles[:index]) == 0
+        assert box.count_overlaps(boxes[:index]) == 0
 
 
-def test_lines_of_a_panel_differ_in_color_and_dash(log):
-    lines = by_title(draw_training_report(log))['losses'].lines
+def test_logs_of_earlier_versions(log):
+    log['spread_image'] = series(0.1, 0.2, np.array([10, 20]))
+    log['embedding_std_image'] = series(0.3, 0.4, np.array([30, 40]))
+    log['spread_object'] = series(0.5, 0.6, np.array([10, 20]))
+    panel = curves(by_title(plot_training_report(log))['embedding std of the newest keys'])
+    assert panel['image'].tolist() == [[10, 0.1], [20, 0.2], [30, 0.3], [40, 0.4]]
+    assert panel['object'].tolist() == [[10, 0.5], [20, 0.6]]
+
+
+def test_curves_of_a_panel_differ_in_color_and_line_style(log):
+    lines = by_title(plot_training_report(log))['losses'].lines
     assert len({line.get_color() for line in lines}) == len({line.get_linestyle() for line in lines}) == 4
 
 
 def test_bad_input(log, tmp_path):
-    with pytest.raises(InputError, match='not of a CCOP pre-training'):
-        draw_curriculum_curves({'loss_rpn': series(1, 0)})
+    with pytest.raises(InputError, match='CCOP'):
+        plot_curriculum_curves({'loss_rpn': series(1, 0)})
     with pytest.raises(InputError, match='a.gif'):
-        draw_training_report(log, out=tmp_path / 'a.gif')
+        plot_training_report(log, out=tmp_path / 'a.gif')

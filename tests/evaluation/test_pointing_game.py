@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ccop_mm.errors import InputError
 from ccop_mm.evaluation import (
     PointingResult,
     box_similarity,
@@ -15,7 +14,8 @@ from ccop_mm.evaluation import (
     read_pointing_result,
     write_pointing_result,
 )
-from ccop_mm.evaluation.pointing import bootstrap_interval, cells_inside
+from ccop_mm.evaluation.pointing_game import bootstrap_interval, cells_inside
+from ccop_mm.utils.errors import InputError
 
 STRIDE = 4
 
@@ -26,7 +26,7 @@ def random_boxes(count, size, generator):
 
 
 def mean_feature(level, box):
-    """RoIAlign 7x7, averaged, sample by sample: bilinear between cell centers, zero beyond a cell outside the map."""
+    """Computes the mean of a 7x7 RoIAlign sample by sample: bilinear, and zero more than one cell outside the map."""
     height, width = level.shape[1:]
     x1, y1, x2, y2 = (side / STRIDE - 0.5 for side in box)
     counts = [math.ceil((end - start) / 7) for start, end in ((y1, y2), (x1, x2))]
@@ -50,7 +50,7 @@ def mean_feature(level, box):
 
 
 def brute_force(query_maps, key_maps, boxes_q, boxes_k, batch_index, view_shape):
-    """By definition, one object and one cell at a time."""
+    """Computes the hits by definition, one object and one cell at a time."""
     hits = []
     for box_q, (x1, y1, x2, y2), index in zip(boxes_q, boxes_k.tolist(), batch_index.tolist(), strict=True):
         pooled = mean_feature(query_maps[index].numpy(), box_q.tolist())
@@ -69,7 +69,7 @@ def brute_force(query_maps, key_maps, boxes_q, boxes_k, batch_index, view_shape)
 
 
 @pytest.mark.parametrize('view_shape', [(24, 32), (22, 30)])
-def test_equals_plain_loops(view_shape, generator):
+def test_matches_brute_force(view_shape, generator):
     shape = (3, 5, *(-(-side // STRIDE) for side in view_shape))
     maps = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
     boxes = [random_boxes(40, 22, generator) for _ in range(2)]
@@ -81,8 +81,8 @@ def test_equals_plain_loops(view_shape, generator):
     assert similarity.abs().max() <= 1 + 1e-9
 
 
-def planted(offset):
-    """Two objects of different features on a background of small noise; in the key map both are moved."""
+def maps_with_two_objects(offset):
+    """Creates maps with two objects of different features on weak noise; the key map moves both by ``offset`` rows."""
     generator = torch.Generator().manual_seed(1)
     features = torch.eye(8)[:2]
     maps, boxes = [], []
@@ -96,27 +96,26 @@ def planted(offset):
     return maps, boxes
 
 
-def test_of_a_cell_at_the_edge_the_visible_part_counts():
-    # 22 pixels in cells of 4: the last shows 20 to 22, so its center is 21.
+def test_center_of_a_cell_at_the_edge_is_that_of_its_visible_part():
+    # With 22 pixels and stride 4 the last cell covers pixels 20 to 22, so its center is 21.
     for end, expected in ((21.5, True), (20.5, False)):
         inside = cells_inside(torch.tensor([[19.0, 19.0, end, end]]), (6, 6), (22, 22), 4)
         assert inside[0, 5, 5].item() == expected and inside.sum() == expected
 
 
 @pytest.mark.parametrize('offset', [0, 2])
-def test_planted_objects_are_found_and_exchanged_ones_are_not(offset):
-    maps, boxes = planted(offset)
+def test_objects_are_located_and_not_confused(offset):
+    maps, boxes = maps_with_two_objects(offset)
     similarity = box_similarity(*maps, boxes[0], torch.zeros(2, dtype=torch.long), STRIDE)
     inside = cells_inside(boxes[1], (10, 10), (40, 40), STRIDE)
     assert pointing_hits(similarity, inside).tolist() == [1, 1]
     assert pointing_hits(similarity, inside.flip(0)).tolist() == [0, 0]
 
 
-def test_same_view_has_its_maximum_at_the_querys_own_place():
-    # One cell each: the query is that cell, and nothing is as like it as itself.
+def test_maximum_in_the_same_view_is_at_the_query():
     maps = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(2))
     cells = torch.tensor([[0, 0], [3, 5], [7, 7]])
-    # Half a pixel around a cell's center, where RoIAlign hardly blends in the neighbors.
+    # Boxes of 0.1 px around a cell's center, where RoIAlign hardly interpolates with the neighbors.
     centers = (cells.flip(1) + 0.5) * STRIDE
     boxes = torch.cat([centers - 0.05, centers + 0.05], dim=1)
     similarity = box_similarity(maps, maps, boxes, torch.zeros(3, dtype=torch.long), STRIDE)
@@ -124,7 +123,7 @@ def test_same_view_has_its_maximum_at_the_querys_own_place():
     assert similarity.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
 
 
-def test_a_collapsed_map_scores_the_boxes_share():
+def test_constant_map_scores_the_relative_area_of_the_box():
     maps = torch.ones(1, 4, 10, 10)
     boxes = torch.tensor([[0.0, 0, 20, 20], [8, 8, 40, 16]])
     similarity = box_similarity(maps, maps, boxes, torch.zeros(2, dtype=torch.long), STRIDE)
@@ -134,43 +133,43 @@ def test_a_collapsed_map_scores_the_boxes_share():
     assert zero.abs().max() == 0
 
 
-def test_no_objects_and_broken_features():
+def test_no_objects_and_non_finite_features():
     maps = torch.ones(1, 4, 10, 10)
-    none = box_similarity(maps, maps, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), STRIDE)
-    assert none.shape == (0, 10, 10)
-    assert pointing_hits(none, none.bool()).shape == (0,)
+    similarity = box_similarity(maps, maps, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), STRIDE)
+    assert similarity.shape == (0, 10, 10)
+    assert pointing_hits(similarity, similarity.bool()).shape == (0,)
     similarity = torch.zeros(3, 2, 2)
     similarity[1, 0, 1] = torch.nan
-    with pytest.raises(InputError, match='1 of 3 objects are not finite'):
+    with pytest.raises(InputError, match='1 of 3'):
         pointing_hits(similarity, similarity == 0)
 
 
-def test_interval_weighs_groups_by_their_members():
-    # Of two groups, of 1 and of 99 members, both are drawn half of the time: then the mean is that of all.
+def test_interval_weights_groups_by_their_size():
+    # With two groups of 1 and 99 members, half of the resamples contain both, and their mean is the overall mean.
     values, groups = np.append(np.zeros(1), np.ones(99)), np.append(0, np.full(99, 7))
     assert bootstrap_interval(values, groups, confidence=0.4) == (0.99, 0.99)
 
 
 @pytest.mark.parametrize('confidence, deviations', [(0.95, 1.96), (0.8, 1.282)])
-def test_interval_of_many_single_members_is_the_normal_one(confidence, deviations):
+def test_interval_of_single_member_groups_matches_the_normal_interval(confidence, deviations):
     values = np.random.default_rng(0).normal(size=400)
-    low, high = bootstrap_interval(values, np.arange(400), confidence, draws=20_000)
+    low, high = bootstrap_interval(values, np.arange(400), confidence, num_resamples=20_000)
     expected = deviations * values.std() / 20
     assert (values.mean() - low, high - values.mean()) == pytest.approx((expected, expected), rel=0.05)
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
-    # 60 photos of 1 to 4 objects that all score alike: intervals over objects would be too narrow.
+def test_interval_has_the_nominal_coverage():
+    # The objects of an image, 1 to 4 in each of 60 images, have equal scores: an interval over objects is too narrow.
     rng = np.random.default_rng(0)
-    covered = widths = 0
+    num_covered, total_width = 0, 0.0
     for seed in range(200):
         groups = np.repeat(np.arange(60), rng.integers(1, 5, 60))
         values = (rng.random(60) < 0.3).astype(float)[groups]
-        low, high = bootstrap_interval(values, groups, draws=300, seed=seed)
-        covered += low <= 0.3 <= high
-        widths += high - low
-    assert 0.88 <= covered / 200 <= 0.99
-    assert widths / 200 > 2 * 1.96 * np.sqrt(0.3 * 0.7 / 150) * 1.2  # of 150 independent objects
+        low, high = bootstrap_interval(values, groups, num_resamples=300, seed=seed)
+        num_covered += low <= 0.3 <= high
+        total_width += high - low
+    assert 0.88 <= num_covered / 200 <= 0.99
+    assert total_width / 200 > 2 * 1.96 * np.sqrt(0.3 * 0.7 / 150) * 1.2  # width for 150 independent objects
 
 
 def result(seed=0, gain=0.0, count=50):
@@ -178,21 +177,21 @@ def result(seed=0, gain=0.0, count=50):
     base = rng.random(count)
     return PointingResult(
         hits={'C4': (base < 0.4 + gain).astype(float), 'P2': (base < 0.2).astype(float)},
-        share=rng.random(count) * 0.4,
+        area_fraction=rng.random(count) * 0.4,
         center=(rng.random(count) < 0.5).astype(float),
-        photo=np.arange(count) // 2,
-        row=np.zeros(count, np.int64),
+        image_index=np.arange(count) // 2,
+        object_index=np.zeros(count, np.int64),
     )
 
 
 def test_report_and_table():
     one = result()
     report = one.report()
-    assert (report['num_queries'], report['num_objects'], report['num_photos']) == (50, 25, 25)
-    assert report['chance'] == pytest.approx(one.share.mean())
+    assert (report['num_queries'], report['num_objects'], report['num_images']) == (50, 25, 25)
+    assert report['chance'] == pytest.approx(one.area_fraction.mean())
     assert report['center'] == pytest.approx(one.center.mean())
     assert report['C4'] == pytest.approx(one.hits['C4'].mean())
-    assert (report['P2_low'], report['P2_high']) == bootstrap_interval(one.hits['P2'], one.photo)
+    assert (report['P2_low'], report['P2_high']) == bootstrap_interval(one.hits['P2'], one.image_index)
     rows = [line.split() for line in format_pointing_report(report).splitlines()]
     assert rows[2][:2] == ['C4', f'{100 * report["C4"]:.1f}']
     assert rows[4][:2] == ['chance', f'{100 * report["chance"]:.1f}']
@@ -203,10 +202,10 @@ def test_difference_is_paired():
     gain, low, high = better.difference(worse, 'C4')
     assert gain == pytest.approx((better.hits['C4'] - worse.hits['C4']).mean())
     assert low <= gain <= high
-    apart = better.report()['C4_high'] - better.report()['C4_low']
-    assert high - low < 0.9 * apart
+    unpaired_width = better.report()['C4_high'] - better.report()['C4_low']
+    assert high - low < 0.9 * unpaired_width
     assert worse.difference(worse, 'C4') == (0, 0, 0)
-    with pytest.raises(InputError, match='different objects'):
+    with pytest.raises(InputError, match='cannot be compared'):
         better.difference(result(seed=1), 'C4')
 
 
@@ -214,9 +213,13 @@ def test_file(tmp_path):
     one = result()
     write_pointing_result(one, tmp_path / 'a.json')
     again = read_pointing_result(tmp_path / 'a.json')
-    assert again.report() == one.report() == json.loads((tmp_path / 'a.json').read_text())['report']
+    content = json.loads((tmp_path / 'a.json').read_text())
+    assert again.report() == one.report() == content['report']
+    # Files of earlier versions must remain readable.
+    assert set(content['objects']) == {'share', 'center', 'photo', 'row', 'hits'}
+    assert content['objects']['photo'] == one.image_index.tolist()
     (tmp_path / 'b.json').write_text('{"report": 1}')
-    with pytest.raises(InputError, match='b.json: not a pointing result'):
+    with pytest.raises(InputError, match='b.json'):
         read_pointing_result(tmp_path / 'b.json')
-    with pytest.raises(InputError, match='no such file'):
+    with pytest.raises(InputError, match='c.json'):
         read_pointing_result(tmp_path / 'c.json')
