@@ -1,7 +1,7 @@
-"""Keypoint R-CNN for mmdet: model, data, metric and figures, with or without pre-training.
+"""Keypoint R-CNN for mmdet: model, dataset, metric and visualizer.
 
-``custom_imports = dict(imports=['ccop_mm.detection'])`` registers all of it in mmdet's registries. ``import ccop_mm``
-alone does not import this package.
+``custom_imports = dict(imports=['ccop_mm.detection'])`` registers everything in mmdet's registries. ``import ccop_mm``
+alone does not import this package. The detector does not require CCOP pre-training.
 """
 
 from .coco_keypoint_dataset import CocoKeypointDataset

@@ -1,6 +1,7 @@
-"""Box AP and keypoint AP by pycocotools."""
+"""Box AP and keypoint AP, computed with pycocotools."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCOeval
@@ -9,33 +10,38 @@ from mmdet.registry import METRICS
 from mmengine.fileio import dump, load
 from mmengine.logging import MMLogger
 
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 
-#: Places in ``COCOeval.stats`` for keypoints (``COCOeval.summarize``).
+#: Index of each keypoint metric in ``COCOeval.stats``, in the order of ``COCOeval.summarize``.
 STATS = {
-    name: place
-    for place, name in enumerate(('mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l', 'AR', 'AR_50', 'AR_75', 'AR_m', 'AR_l'))
+    name: index
+    for index, name in enumerate(('mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l', 'AR', 'AR_50', 'AR_75', 'AR_m', 'AR_l'))
 }
 
 
 @METRICS.register_module()
 class CocoKeypointMetric(CocoMetric):
-    """mmdet's ``CocoMetric`` that also knows ``'keypoints'``: COCO's AP over object keypoint similarity (OKS).
+    """Extends mmdet's ``CocoMetric`` with ``'keypoints'``, COCO's AP over object keypoint similarity (OKS).
 
-    The sigmas, ``keypoint_offset`` and ``classes`` come from the data set's metainfo, so any skeleton and categories
-    will do. Keypoint results are ranked by the box score, at most 20 of a category in a photo count, and objects
-    without labeled keypoints neither help nor harm, all as COCO has it. Keys are ``coco/keypoints_mAP`` and so on, see
-    :data:`STATS`; ``classwise`` adds ``coco/NAME_keypoints_precision``.
+    The sigmas, ``keypoint_offset`` and ``classes`` are read from the metainfo of the dataset, so that any skeleton and
+    any categories are supported. As in COCO's evaluation, detections are ranked by the box score, at most 20 per
+    category and image are evaluated, and objects without labeled keypoints are ignored. The keys are
+    ``coco/keypoints_mAP`` and so on, see :data:`STATS`; ``classwise`` adds ``coco/NAME_keypoints_precision``.
 
     Args:
-        metric (str | Sequence[str]): ``'keypoints'`` and mmdet's.
-        keypoint_max_dets (int): Detections of a category in a photo that count; COCO's is 20.
-        **kwargs: Of mmdet's ``CocoMetric``; ``metric_items`` is for the other metrics alone. Without ``ann_file`` the
-            truth comes from the data set: ``'instances'`` has to be among the packed ``meta_keys``.
+        metric (str | Sequence[str]): ``'keypoints'`` and any metric of mmdet's ``CocoMetric``.
+        keypoint_max_dets (int): Maximum number of evaluated detections per category and image.
+        **kwargs: Arguments of mmdet's ``CocoMetric``. ``metric_items`` does not apply to ``'keypoints'``. Without
+            ``ann_file`` the ground truth is taken from the dataset; ``'instances'`` must then be in the ``meta_keys``
+            of the packing transform.
     """
 
     def __init__(
-        self, *args, metric: str | Sequence[str] = ('bbox', 'keypoints'), keypoint_max_dets: int = 20, **kwargs
+        self,
+        *args: Any,
+        metric: str | Sequence[str] = ('bbox', 'keypoints'),
+        keypoint_max_dets: int = 20,
+        **kwargs: Any,
     ) -> None:
         metrics = [metric] if isinstance(metric, str) else list(metric)
         self.with_keypoints = 'keypoints' in metrics
@@ -43,18 +49,18 @@ class CocoKeypointMetric(CocoMetric):
         super().__init__(*args, metric=[name for name in metrics if name != 'keypoints'], **kwargs)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keeps the predictions of a batch; keypoints go back to the annotations' coordinates."""
+        """Stores the predictions of a batch, with keypoints converted to the coordinates of the annotations."""
         start = len(self.results)
         super().process(data_batch, data_samples)
         if not self.with_keypoints:
             return
         for (_, result), sample in zip(self.results[start:], data_samples, strict=True):
-            predicted = sample['pred_instances']
-            result['keypoints'] = predicted['keypoints'].cpu().numpy() - self.dataset_meta['keypoint_offset']
-            result['keypoint_scores'] = predicted['keypoint_scores'].cpu().numpy()
+            predictions = sample['pred_instances']
+            result['keypoints'] = predictions['keypoints'].cpu().numpy() - self.dataset_meta['keypoint_offset']
+            result['keypoint_scores'] = predictions['keypoint_scores'].cpu().numpy()
 
     def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
-        """Writes ``PREFIX.keypoints.json``, which COCO's server takes, beside mmdet's files."""
+        """Writes the result files of mmdet and ``PREFIX.keypoints.json`` in the format of COCO's evaluation server."""
         files = super().results2json(results, outfile_prefix)
         if self.with_keypoints:
             files['keypoints'] = f'{outfile_prefix}.keypoints.json'
@@ -62,7 +68,7 @@ class CocoKeypointMetric(CocoMetric):
         return files
 
     def gt_to_coco_json(self, gt_dicts: Sequence[dict], outfile_prefix: str) -> str:
-        """Where no annotation file is given: the data set's instances, with their keypoints and areas."""
+        """Writes the ground truth of the dataset, keypoints and areas included, when there is no annotation file."""
         path = super().gt_to_coco_json(gt_dicts, outfile_prefix)
         content = load(path)
         content.setdefault('annotations', [])
@@ -75,10 +81,16 @@ class CocoKeypointMetric(CocoMetric):
         return path
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Mmdet's figures, and those of the keypoints.
+        """Computes the metrics of mmdet and the keypoint metrics.
+
+        Args:
+            results (list[tuple[dict, dict]]): Ground truth and prediction of each image, from :meth:`process`.
+
+        Returns:
+            dict[str, float]: Metrics by name.
 
         Raises:
-            InputError: If the metainfo has another number of keypoints than the annotations or the predictions.
+            InputError: If the number of keypoints in the metainfo differs from the annotations or the predictions.
         """
         metrics = super().compute_metrics(results)
         if self.with_keypoints and not self.format_only:
@@ -87,7 +99,7 @@ class CocoKeypointMetric(CocoMetric):
         return metrics
 
     def _to_coco(self, results: Sequence[dict]) -> list[dict]:
-        """One entry for each detection, in COCO's result format; the third number of a keypoint is its score."""
+        """Converts detections to COCO's result format; the third value of each keypoint is its score."""
         return [
             dict(
                 image_id=result['img_id'],
@@ -102,15 +114,17 @@ class CocoKeypointMetric(CocoMetric):
         ]
 
     def _evaluate(self, results: Sequence[dict]) -> dict[str, float]:
-        self._complete_truth()
+        """Computes the keypoint metrics of all predictions."""
+        self._complete_annotations()
         detections = self._to_coco(results)
         num_keypoints = len(self.dataset_meta['sigmas'])
         if detections and len(detections[0]['keypoints']) != 3 * num_keypoints:
             raise InputError(
-                f'the model predicts {len(detections[0]["keypoints"]) // 3} keypoints, the metainfo has {num_keypoints}'
+                f'the model predicts {len(detections[0]["keypoints"]) // 3} keypoints, but the metainfo of the dataset '
+                f'has {num_keypoints}: set model.roi_head.keypoint_head.num_keypoints to {num_keypoints}'
             )
         if not detections:
-            MMLogger.get_current_instance().warning('there is no detection at all: keypoint AP is 0')
+            MMLogger.get_current_instance().warning('no object was detected: keypoint AP is 0')
             return {f'keypoints_{name}': 0.0 for name in STATS}
         evaluation = COCOeval(self._coco_api, self._coco_api.loadRes(detections), 'keypoints')
         evaluation.params.catIds = self.cat_ids
@@ -121,31 +135,31 @@ class CocoKeypointMetric(CocoMetric):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        figures = {f'keypoints_{name}': round(float(evaluation.stats[place]), 3) for name, place in STATS.items()}
+        metrics = {f'keypoints_{name}': round(float(evaluation.stats[index]), 3) for name, index in STATS.items()}
         if self.classwise:
-            figures.update(self._by_category(evaluation))
-        return figures
+            metrics.update(self._compute_classwise(evaluation))
+        return metrics
 
-    def _by_category(self, evaluation: COCOeval) -> dict[str, float]:
-        """AP of each category, -1 where there is no truth."""
-        precision = evaluation.eval['precision']  # (T, R, categories, areas, 1), below 0 where there is no truth
-        figures = {}
-        # Of the evaluation, not of the data set: pycocotools sorts them by id.
-        for place, category in enumerate(self._coco_api.load_cats(evaluation.params.catIds)):
-            values = precision[:, :, place, 0, -1]
+    def _compute_classwise(self, evaluation: COCOeval) -> dict[str, float]:
+        """Returns the AP of each category, -1 for a category without ground truth."""
+        precision = evaluation.eval['precision']  # (T, R, categories, areas, 1), -1 where there is no ground truth
+        metrics = {}
+        # pycocotools sorts the categories by id; the dataset may have another order.
+        for index, category in enumerate(self._coco_api.load_cats(evaluation.params.catIds)):
+            values = precision[:, :, index, 0, -1]
             values = values[values > -1]
-            figures[f'{category["name"]}_keypoints_precision'] = round(float(values.mean()), 3) if values.size else -1.0
-        return figures
+            metrics[f'{category["name"]}_keypoints_precision'] = round(float(values.mean()), 3) if values.size else -1.0
+        return metrics
 
-    def _complete_truth(self) -> None:
-        """Gives annotations what pycocotools asks for and files may lack: zeros for no keypoints, and their number."""
+    def _complete_annotations(self) -> None:
+        """Fills in ``keypoints`` (zeros) and ``num_keypoints``, which pycocotools requires, where they are missing."""
         num_keypoints = len(self.dataset_meta['sigmas'])
         for annotation in self._coco_api.anns.values():
             keypoints = annotation.get('keypoints') or [0] * (3 * num_keypoints)
             if annotation['category_id'] in self.cat_ids and len(keypoints) != 3 * num_keypoints:
                 raise InputError(
-                    f'annotation {annotation["id"]} has {len(keypoints)} numbers under "keypoints"; the metainfo has '
-                    f'{num_keypoints} keypoints'
+                    f'annotation {annotation["id"]} has {len(keypoints)} values in "keypoints", expected '
+                    f'{3 * num_keypoints} for the {num_keypoints} keypoints of the metainfo'
                 )
             annotation['keypoints'] = keypoints
             annotation.setdefault('num_keypoints', sum(flag > 0 for flag in keypoints[2::3]))

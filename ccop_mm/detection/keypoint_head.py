@@ -1,4 +1,4 @@
-"""The head that draws a heat map per keypoint."""
+"""Head that predicts one heatmap per keypoint."""
 
 import itertools
 
@@ -11,30 +11,34 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from ccop_mm.detection.keypoints import decode_keypoints, encode_keypoints
-from ccop_mm.errors import InputError
 
 
 @MODELS.register_module()
 class KeypointHead(BaseModule):
-    """Eight 3x3 convolutions, a deconvolution and a bilinear resize: 14x14 features to 56x56 logits per keypoint.
+    """Keypoint head of Mask R-CNN: 3x3 convolutions, a deconvolution and bilinear upsampling.
 
-    The loss is the softmax cross entropy over each map's cells (Mask R-CNN, Sec. 5), for the labeled keypoints that lie
-    in their RoI.
+    With the defaults, 14x14 RoI features become 56x56 logits per keypoint. The loss is the softmax cross entropy over
+    the cells of each heatmap (Mask R-CNN, Sec. 5), for labeled keypoints inside their RoI.
 
     Args:
-        num_keypoints (int): K. All categories share them.
-        in_channels (int): Channels of the RoI features.
-        num_convs (int): Convolutions before the deconvolution; 8 in Mask R-CNN.
-        conv_out_channels (int): Their channels; 512 in Mask R-CNN.
-        upscale (int): Factor of the bilinear resize after the deconvolution, which doubles the side by itself.
-        normalizer (str | float): What the summed loss is divided by. ``'visible'``: the number of keypoints in it, in
-            this process's batch (torchvision; Detectron2's default). A number: that many per image, so that keypoints
-            of images with few of them do not weigh more; Detectron2's other choice is
+        num_keypoints (int): Number of keypoints K, shared by all categories.
+        in_channels (int): Number of channels of the RoI features.
+        num_convs (int): Number of convolutions before the deconvolution. Mask R-CNN uses 8.
+        conv_out_channels (int): Number of channels of these convolutions. Mask R-CNN uses 512.
+        upscale (int): Factor of the bilinear upsampling. The deconvolution before it doubles the resolution as well.
+        normalizer (str | float): Divisor of the summed loss. ``'visible'``: the number of keypoints in the sum, over
+            the batch of this process (torchvision; the default of Detectron2). A number: this many per image, which
+            avoids large weights for the keypoints of images with few labels. Detectron2's alternative is
             ``num_keypoints * sampler.num * sampler.pos_fraction``.
-        loss_keypoint (dict, optional): A loss over (N, cells) logits and (N,) cells that takes ``avg_factor``; default:
-            the cross entropy.
-        conv_cfg, norm_cfg (dict, optional): For the convolutions.
-        init_cfg (dict, optional): Default: normal weights by fan-out, zero biases, as both peers.
+        loss_keypoint (dict, optional): Config of a loss on logits (N, cells) and target cells (N,) that accepts
+            ``avg_factor``. Defaults to cross entropy.
+        conv_cfg (dict, optional): Config of the convolutions.
+        norm_cfg (dict, optional): Config of their normalization layers.
+        init_cfg (dict, optional): Config of the weight initialization. Defaults to Kaiming normal (fan-out) with zero
+            biases, as in torchvision and Detectron2.
+
+    Raises:
+        ValueError: If ``normalizer`` is neither ``'visible'`` nor a positive number.
     """
 
     def __init__(
@@ -54,51 +58,72 @@ class KeypointHead(BaseModule):
             init_cfg = dict(type='Kaiming', layer=['Conv2d', 'ConvTranspose2d'], mode='fan_out', nonlinearity='relu')
         super().__init__(init_cfg=init_cfg)
         if normalizer != 'visible' and not (isinstance(normalizer, (int, float)) and normalizer > 0):
-            raise InputError(f"KeypointHead: normalizer is 'visible' or a number above 0, got {normalizer!r}")
+            raise ValueError(f"normalizer must be 'visible' or a positive number, got {normalizer!r}")
         self.num_keypoints = num_keypoints
         self.upscale = upscale
         self.normalizer = normalizer
         channels = [in_channels] + [conv_out_channels] * num_convs
         self.convs = nn.Sequential(
             *(
-                ConvModule(before, after, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-                for before, after in itertools.pairwise(channels)
+                ConvModule(in_dim, out_dim, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+                for in_dim, out_dim in itertools.pairwise(channels)
             )
         )
         self.deconv = nn.ConvTranspose2d(channels[-1], num_keypoints, 4, stride=2, padding=1)
         self.loss_keypoint = MODELS.build(loss_keypoint or dict(type='CrossEntropyLoss', use_sigmoid=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """RoI features (R, C, s, s) to logits (R, K, m, m) with m = 2 * upscale * s; R may be 0."""
+        """Predicts heatmaps.
+
+        Args:
+            x (Tensor): RoI features (R, C, s, s); R may be 0.
+
+        Returns:
+            Tensor: Logits (R, K, m, m) with m = 2 * upscale * s.
+        """
         x = self.deconv(self.convs(x))
         return F.interpolate(x, scale_factor=float(self.upscale), mode='bilinear', align_corners=False)
 
     def get_targets(self, keypoints: Tensor, visible: Tensor, rois: Tensor, roi_size: int) -> tuple[Tensor, Tensor]:
-        """:func:`encode_keypoints` for the map that ``roi_size`` features along a side give."""
+        """Computes the target cells with :func:`encode_keypoints`.
+
+        Args:
+            keypoints (Tensor): Ground truth (R, K, 2), x and y in pixels.
+            visible (Tensor): Visibility (R, K), positive where the keypoint is labeled.
+            rois (Tensor): RoIs (R, 4), xyxy in pixels.
+            roi_size (int): Side length s of the RoI features.
+
+        Returns:
+            tuple[Tensor, Tensor]: Target cells (R, K) and a mask (R, K) of valid targets.
+        """
         return encode_keypoints(keypoints, visible, rois, 2 * self.upscale * roi_size)
 
     def loss(self, logits: Tensor, cells: Tensor, valid: Tensor, num_images: int) -> dict:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
-            logits (Tensor): (R, K, m, m).
-            cells (Tensor): (R, K) long.
-            valid (Tensor): (R, K) bool. If none is, or R is 0, the loss is 0 and every parameter has a gradient of 0.
-            num_images (int): Of the batch.
+            logits (Tensor): Predicted logits (R, K, m, m).
+            cells (Tensor): Target cells (R, K), int64.
+            valid (Tensor): Mask (R, K) of valid targets. Without any, or with R = 0, the loss is 0 and all parameters
+                receive a zero gradient.
+            num_images (int): Number of images in the batch.
 
         Returns:
-            dict: ``loss_keypoint``, a scalar.
+            dict: The scalar ``loss_keypoint``.
         """
         total = valid.sum().clamp(min=1) if self.normalizer == 'visible' else self.normalizer * num_images
         return dict(loss_keypoint=self.loss_keypoint(logits.flatten(2)[valid], cells[valid], avg_factor=total))
 
     def predict_by_feat(self, logits: Tensor, results_list: InstanceList) -> InstanceList:
-        """Adds ``keypoints`` (n, K, 2) and ``keypoint_scores`` (n, K) to each image's detections.
+        """Adds ``keypoints`` (n, K, 2) and ``keypoint_scores`` (n, K) to the detections of each image.
 
         Args:
-            logits (Tensor): (R, K, m, m) for all images' boxes, one after the other.
-            results_list (list[InstanceData]): With ``bboxes`` in the coordinates of the network's input; so are the
-                keypoints.
+            logits (Tensor): Logits (R, K, m, m) of the boxes of all images, in the order of ``results_list``.
+            results_list (list[InstanceData]): Detections of each image. ``bboxes``, and thus the keypoints, are in the
+                coordinates of the network input.
+
+        Returns:
+            list[InstanceData]: The same detections, modified in place.
         """
         for maps, results in zip(logits.split([len(results) for results in results_list]), results_list, strict=True):
             results.keypoints, _, results.keypoint_scores = decode_keypoints(maps, results.bboxes)

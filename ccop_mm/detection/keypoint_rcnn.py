@@ -1,4 +1,4 @@
-"""The detector."""
+"""Keypoint R-CNN detector."""
 
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.registry import MODELS
@@ -8,10 +8,9 @@ from mmdet.registry import MODELS
 class KeypointRCNN(TwoStageDetector):
     """Keypoint R-CNN (`Mask R-CNN <https://arxiv.org/abs/1703.06870>`_, Sec. 5).
 
-    A two-stage detector whose ``roi_head`` is a :class:`ccop_mm.detection.KeypointRoIHead`.
-
-    Predictions carry ``keypoints`` (n, K, 2) and ``keypoint_scores`` (n, K) beside boxes, scores and labels.
+    The ``roi_head`` must be a :class:`ccop_mm.detection.KeypointRoIHead`. Predictions contain ``keypoints`` (n, K, 2)
+    and ``keypoint_scores`` (n, K) in addition to boxes, scores and labels.
 
     Args:
-        **kwargs: Of mmdet's ``TwoStageDetector``.
+        **kwargs: Arguments of mmdet's ``TwoStageDetector``.
     """

@@ -1,4 +1,4 @@
-"""Keypoints into the pipeline and out of it; between the two, mmdet's own transforms carry them."""
+"""First and last transform of a keypoint pipeline. The transforms between them are mmdet's own."""
 
 import numpy as np
 import torch
@@ -7,20 +7,20 @@ from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 
 from ccop_mm.detection.keypoint_boxes import KeypointBoxes
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 
 
 @TRANSFORMS.register_module()
 class LoadKeypointAnnotations(LoadAnnotations):
-    """mmdet's ``LoadAnnotations`` whose boxes carry their keypoints.
+    """Extends mmdet's ``LoadAnnotations`` with keypoints.
 
-    Takes ``instances`` with ``keypoints`` (K, 3) and ``flip_indices``, as ``CocoKeypointDataset`` gives them, and sets
-    ``gt_bboxes`` to :class:`KeypointBoxes`. Mmdet's transforms after it (Resize, RandomChoiceResize, RandomFlip,
-    RandomCrop, RandomAffine, Mosaic, MixUp and others) then treat keypoints right; ``PackKeypointInputs`` takes them
-    out.
+    Reads ``instances`` with ``keypoints`` (K, 3), and ``flip_indices``, both provided by ``CocoKeypointDataset``, and
+    stores boxes and keypoints together in ``gt_bboxes`` as :class:`KeypointBoxes`. The following transforms of mmdet
+    (Resize, RandomChoiceResize, RandomFlip, RandomCrop, RandomAffine, Mosaic, MixUp and others) then also transform the
+    keypoints. ``PackKeypointInputs`` separates them again.
 
     Args:
-        **kwargs: Of mmdet's ``LoadAnnotations``, but ``box_type``.
+        **kwargs: Arguments of mmdet's ``LoadAnnotations``, except ``box_type``.
     """
 
     def _load_bboxes(self, results: dict) -> None:
@@ -28,7 +28,10 @@ class LoadKeypointAnnotations(LoadAnnotations):
         instances = results.get('instances', [])
         flip_indices = results.get('flip_indices', [])
         if instances and ('keypoints' not in instances[0] or not flip_indices):
-            raise InputError('LoadKeypointAnnotations: the data set gives no keypoints; use CocoKeypointDataset')
+            raise InputError(
+                "LoadKeypointAnnotations: the dataset provides no 'keypoints' or no 'flip_indices': use "
+                'CocoKeypointDataset'
+            )
         keypoints = np.array([instance['keypoints'] for instance in instances], dtype=np.float32)
         keypoints = keypoints.reshape(len(instances), len(flip_indices), 3)
         results['gt_bboxes'] = KeypointBoxes(
@@ -38,13 +41,13 @@ class LoadKeypointAnnotations(LoadAnnotations):
 
 @TRANSFORMS.register_module()
 class PackKeypointInputs(PackDetInputs):
-    """mmdet's ``PackDetInputs`` that packs keypoints, too.
+    """Extends mmdet's ``PackDetInputs`` with keypoints.
 
-    ``gt_instances`` and ``ignored_instances`` get ``keypoints`` (n, K, 2), x and y in pixels, and ``keypoints_visible``
-    (n, K), 1 where labeled and else 0, both float32 (mmpose's names).
+    Adds to ``gt_instances`` and ``ignored_instances`` the fields ``keypoints`` (n, K, 2), x and y in pixels, and
+    ``keypoints_visible`` (n, K), 1 where labeled and 0 elsewhere. Both are float32 and named as in mmpose.
 
     Args:
-        meta_keys (Sequence[str]): Of mmdet's ``PackDetInputs``.
+        meta_keys (Sequence[str]): Metainfo keys to pack, as in mmdet's ``PackDetInputs``.
     """
 
     mapping_table = dict(
@@ -52,12 +55,17 @@ class PackKeypointInputs(PackDetInputs):
     )
 
     def transform(self, results: dict) -> dict:
+        """Packs image, annotations and metainfo; works without annotations, too.
+
+        Raises:
+            InputError: If the boxes have lost their keypoints.
+        """
         boxes = results.get('gt_bboxes')
         if boxes is not None:
             if not isinstance(boxes, KeypointBoxes):
                 raise InputError(
-                    'PackKeypointInputs: the boxes came without keypoints; load them by LoadKeypointAnnotations, and '
-                    'leave out transforms that replace the boxes, such as Albu'
+                    f'PackKeypointInputs: gt_bboxes is a {type(boxes).__name__} without keypoints: load annotations '
+                    'with LoadKeypointAnnotations and remove transforms that create new boxes, such as Albu'
                 )
             results = dict(
                 results,

@@ -1,11 +1,11 @@
-# The algorithm by the paper (arXiv 2111.13651); the defaults of ccop_mm.models.CCOP are the paper's.
+# CCOP as in the paper (arXiv 2111.13651).
 model = dict(
     type='CCOP',
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        non_blocking=True,  # the loader pins its memory
+        non_blocking=True,  # takes effect because the dataloader pins memory
     ),
     backbone=dict(
         type='mmdet.ResNet',
@@ -13,11 +13,11 @@ model = dict(
         num_stages=4,
         out_indices=(0, 1, 2, 3),
         norm_cfg=dict(type='BN', requires_grad=True),
-        # mmdet's default keeps batch statistics frozen, which is for fine-tuning.
+        # mmdet's defaults freeze normalization and the first stage, which is meant for fine-tuning.
         norm_eval=False,
         frozen_stages=-1,
-        # mmselfsup's and torchvision's default, and so MoCo v2's. mmdet's begins with every block as the identity; a
-        # short pre-training learns far less from there (docs/results.md).
+        # As in mmselfsup, torchvision and MoCo v2. mmdet's default is a zero-init residual, with which a short
+        # pre-training learns much less (docs/results.md).
         zero_init_residual=False,
         style='pytorch',
     ),

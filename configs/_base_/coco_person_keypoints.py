@@ -1,4 +1,4 @@
-# COCO's persons with keypoints, 17 of them; two photos on each of 8 GPUs.
+# COCO person keypoints (17 per person). Batch size 16: 8 GPUs x 2.
 dataset_type = 'CocoKeypointDataset'
 data_root = 'data/coco/'
 
@@ -17,7 +17,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    # After the resize: figures show the truth in the original photo.
+    # After Resize, so that the annotations keep the coordinates of the original image, in which figures are drawn.
     dict(type='LoadKeypointAnnotations'),
     dict(type='PackKeypointInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]

@@ -1,6 +1,6 @@
-# The same on annotations converted to COCO json: annotations/voc0712_trainval.json and voc07_test.json beside VOC2007/ and
-# VOC2012/, with file names from there (VOC2007/JPEGImages/000001.jpg). The names of the files are those of mmdet's converter
-# (tools/dataset_converters/pascal_voc.py --out-format coco).
+# faster-rcnn_r50-fpn_24k_voc0712.py with annotations in COCO format, as written by mmdet's converter
+# (tools/dataset_converters/pascal_voc.py --out-format coco): data/VOCdevkit/annotations/voc0712_trainval.json and
+# voc07_test.json, with file names relative to data/VOCdevkit/ (VOC2007/JPEGImages/000001.jpg).
 _base_ = ['./faster-rcnn_r50-fpn_24k_voc0712.py']
 
 data_root = 'data/VOCdevkit/'

@@ -1,5 +1,6 @@
-# Paper, Table 3: Faster R-CNN R50-FPN on Pascal VOC, trained on trainval 07+12 for 24,000 iterations of 16 images, tested on
-# test 07. A config of configs/transfer/ adds what it starts from. data/VOCdevkit/ holds VOC2007/ and VOC2012/ as published.
+# Paper, Table 3: Faster R-CNN R50-FPN on Pascal VOC, trained on trainval 07+12 for 24,000 iterations with batch size 16,
+# tested on test 07. data/VOCdevkit/ must contain VOC2007/ and VOC2012/. The configs in configs/transfer/faster_rcnn/ set the
+# initial weights.
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/voc0712.py',
@@ -9,8 +10,8 @@ _base_ = [
 
 custom_imports = dict(imports=['ccop_mm'], allow_failed_imports=False)
 
-# The paper's protocol: normalization trains, synchronized, in backbone, FPN and box head, and no stage is frozen. The head is
-# Detectron2's with norm layers, as in mask-rcnn_r50-fpn_1x_coco.py. No ImageNet weights unless a config names them.
+# The paper fine-tunes with SyncBN in backbone, FPN and box head and without frozen stages. The box head is the one of
+# mask-rcnn_r50-fpn_1x_coco.py.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
@@ -19,7 +20,6 @@ model = dict(
     init_cfg=dict(type='CCOPPretrained', checkpoint=None),
 )
 
-# The shorter side from 480 to 800 in steps of 32, 800 at test.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -31,7 +31,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
-    # The evaluator reads the truth from 'instances'.
+    # CocoMetric has no annotation file here and reads the ground truth from 'instances'.
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
@@ -43,14 +43,14 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ConcatDataset',
-        ignore_keys=['dataset_type'],  # the year; it differs
+        ignore_keys=['dataset_type'],  # differs between the years
         datasets=[
             dict(
                 type='VOCDataset',
                 data_root=data_root,
                 ann_file=f'VOC{year}/ImageSets/Main/trainval.txt',
                 data_prefix=dict(sub_data_root=f'VOC{year}/'),
-                # mmdet's base leaves boxes under 32 pixels out of training; Detectron2 does not.
+                # Unlike mmdet's base config, no bbox_min_size: Detectron2 also trains on boxes smaller than 32 pixels.
                 filter_cfg=dict(filter_empty_gt=True, min_size=32),
                 pipeline=train_pipeline,
             )
@@ -61,8 +61,8 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# COCO-style AP (IoU 0.5 to 0.95, 101 recall points), AP50 and AP75; objects marked difficult are ignored. Detectron2's VOC
-# evaluator takes the 11 points of VOC 2007 at the same ten IoUs: compare figures of one evaluator only.
+# COCO AP (IoU 0.5 to 0.95, 101 recall points); objects marked difficult are ignored. Detectron2's VOC evaluator uses the 11
+# recall points of VOC 2007, so the results of the two are not comparable.
 val_evaluator = dict(_delete_=True, type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
 
@@ -71,12 +71,12 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='MultiStepLR', by_epoch=False, begin=0, end=24000, milestones=[18000, 22000], gamma=0.1),
 ]
-# The checkpoint hook saves before it deletes; see docs/design.md.
+# SafeCheckpointHook deletes old checkpoints only after saving a new one (docs/design.md).
 default_hooks = dict(
     checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3),
-    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+    logger=dict(log_metric_by_epoch=False),  # otherwise evaluations are logged at step 0
 )
 log_processor = dict(by_epoch=False)
 
-# What stays mmdet's: objects marked difficult are ignored in training (Detectron2 trains on them); running statistics at test
-# as training left them (no precise BN); anchors, sampling and losses.
+# Differences from Detectron2: objects marked difficult are ignored in training, BN statistics are not recomputed before
+# testing (no precise BN), and anchors, sampling and losses are mmdet's.

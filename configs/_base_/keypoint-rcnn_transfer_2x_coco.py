@@ -1,16 +1,15 @@
-# Paper, transfer to COCO's person keypoints: Keypoint R-CNN R50-FPN, 2x. The initial weights are all that a config on top
-# of this one sets. 16 images a step: 8 GPUs x 2. With other numbers pass --auto-scale-lr or set the rate in proportion.
+# Paper, transfer to COCO person keypoints: Keypoint R-CNN R50-FPN, 2x. The configs in configs/transfer/keypoint_rcnn/ set the
+# initial weights. The learning rate is for batch size 16 (8 GPUs x 2); use --auto-scale-lr with other batch sizes.
 _base_ = ['./keypoint-rcnn_r50_fpn.py', './coco_person_keypoints.py']
 
-# As in mask-rcnn_ccop_transfer.py: normalization trains, synchronized, in backbone and FPN; no stage is frozen.
+# The paper fine-tunes with SyncBN in backbone and FPN and without frozen stages.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
     neck=dict(norm_cfg=norm_cfg),
 )
 
-# 2x in Detectron2: 180,000 iterations, the rate divided by 10 at 120,000 and 160,000, 1,000 iterations of warm-up, no weight
-# decay on norm layers.
+# Detectron2's 2x schedule, without weight decay on normalization layers.
 max_iters = 180000
 interval = 10000
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=interval)
@@ -27,9 +26,9 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
-# Saves before it deletes; see docs/design.md.
+# SafeCheckpointHook deletes old checkpoints only after saving a new one (docs/design.md).
 default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+    logger=dict(log_metric_by_epoch=False),  # otherwise evaluations are logged at step 0
     checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=3),
 )
 log_processor = dict(by_epoch=False)

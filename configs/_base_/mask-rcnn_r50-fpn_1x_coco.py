@@ -1,13 +1,13 @@
-# Paper, Table 1: Mask R-CNN R50-FPN on COCO, 1x. A config of configs/transfer/ adds what it starts from.
+# Paper, Table 1: Mask R-CNN R50-FPN on COCO, 1x. The configs in configs/transfer/mask_rcnn/ set the initial weights.
 _base_ = [
     './mask-rcnn_ccop_transfer.py',
     'mmdet::_base_/datasets/coco_instance.py',
     './transfer_schedule_1x.py',
 ]
 
-# The paper synchronizes the norm layers of the heads as well. mmdet's two-layer box head has none, so the box head is the
-# one of the Detectron2 YAML that the authors' release trains (coco_R_50_FPN_1x_infomin.yaml): four convolutions and one
-# fully connected layer; box and mask head with norm layers. The RPN has none there either.
+# The paper uses SyncBN in the heads as well. mmdet's default box head has no normalization layers, so this is the head of
+# the Detectron2 YAML that the authors' benchmark script runs (coco_R_50_FPN_1x_infomin.yaml): four convolutions and one
+# fully connected layer. The RPN has no normalization there either.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     roi_head=dict(
@@ -16,7 +16,7 @@ model = dict(
     ),
 )
 
-# Detectron2's INPUT.MIN_SIZE_TRAIN; mmdet's 1x trains at 800 alone.
+# Detectron2's INPUT.MIN_SIZE_TRAIN; mmdet's 1x configs train at 800 only.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -31,9 +31,9 @@ train_pipeline = [
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3),
-    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+    logger=dict(log_metric_by_epoch=False),  # otherwise evaluations are logged at step 0
 )
 log_processor = dict(by_epoch=False)
 
-# What stays mmdet's: running statistics are used at test as training left them, where that YAML recomputes them first
-# (TEST.PRECISE_BN); full precision, where that YAML trains in mixed (SOLVER.AMP; here --amp); anchors, sampling and losses.
+# Differences from that YAML: BN statistics are not recomputed before testing (TEST.PRECISE_BN), training is in full
+# precision unless --amp is passed (SOLVER.AMP), and anchors, sampling and losses are mmdet's.

@@ -1,4 +1,4 @@
-# Paper, Table 3: RetinaNet R50-FPN on COCO, 1x. A config of configs/transfer/ adds what it starts from.
+# Paper, Table 3: RetinaNet R50-FPN on COCO, 1x. The configs in configs/transfer/retinanet/ set the initial weights.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
@@ -8,8 +8,8 @@ _base_ = [
 
 custom_imports = dict(imports=['ccop_mm'], allow_failed_imports=False)
 
-# The paper's protocol: normalization trains, synchronized, in backbone and FPN, no stage is frozen, and the heads have
-# group normalization (32 groups, Detectron2's number). No ImageNet weights unless a config names them.
+# The paper fine-tunes with SyncBN in backbone and FPN, GN in the heads (32 groups, as in Detectron2) and without frozen
+# stages. ImageNet weights are not loaded: model.init_cfg sets the initialization.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, init_cfg=None),
@@ -18,7 +18,7 @@ model = dict(
     init_cfg=dict(type='CCOPPretrained', checkpoint=None),
 )
 
-# Detectron2's INPUT.MIN_SIZE_TRAIN; mmdet's 1x trains at 800 alone.
+# Detectron2's INPUT.MIN_SIZE_TRAIN; mmdet's 1x configs train at 800 only.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -33,12 +33,12 @@ train_pipeline = [
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(optimizer=dict(lr=0.01))
-# The first one saves before it deletes; see docs/design.md.
+# SafeCheckpointHook deletes old checkpoints only after saving a new one (docs/design.md).
 default_hooks = dict(
     checkpoint=dict(type='mmselfsup.SafeCheckpointHook', by_epoch=False, interval=5000, max_keep_ckpts=3),
-    logger=dict(log_metric_by_epoch=False),  # else evaluations are logged as of step 0
+    logger=dict(log_metric_by_epoch=False),  # otherwise evaluations are logged at step 0
 )
 log_processor = dict(by_epoch=False)
 
-# What stays mmdet's: its FPN gives P6 and P7 norm layers as well and no ReLU before P7, Detectron2's the other way round;
-# L1 for boxes, where Detectron2 has smooth L1 (beta 0.1); running statistics at test as training left them (no precise BN).
+# Differences from Detectron2: P6 and P7 have normalization layers and there is no ReLU before P7, the box loss is L1
+# instead of smooth L1 (beta 0.1), and BN statistics are not recomputed before testing (no precise BN).

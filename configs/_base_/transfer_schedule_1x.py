@@ -1,11 +1,11 @@
-# Detectron2's 1x, which the paper follows: 90,000 iterations of 16 images, learning rate 0.02, divided by ten after
-# 60,000 and 80,000. 16 images are 8 GPUs x 2; with other numbers pass --auto-scale-lr or set the rate in proportion.
+# Detectron2's 1x schedule, which the paper uses. The learning rate is for batch size 16 (8 GPUs x 2); use --auto-scale-lr
+# with other batch sizes.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=90000, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-# Detectron2's defaults: no weight decay on norm layers (SOLVER.WEIGHT_DECAY_NORM), 1,000 iterations of warm-up
-# (SOLVER.WARMUP_ITERS); mmdet decays them and warms up for 500.
+# As in Detectron2 and unlike mmdet's 1x: no weight decay on normalization layers (SOLVER.WEIGHT_DECAY_NORM) and 1,000
+# iterations of warm-up (SOLVER.WARMUP_ITERS) instead of 500.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),

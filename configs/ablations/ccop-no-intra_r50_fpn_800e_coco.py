@@ -1,4 +1,4 @@
-# CCOP without the intra-image loss: no similarity is above a margin of 1.
+# CCOP without the intra-image loss.
 _base_ = ['../ccop/ccop_r50_fpn_800e_coco.py']
 
-model = dict(intra_loss=dict(alpha=1.0))
+model = dict(intra_loss=dict(loss_weight=0.0))

@@ -1,18 +1,17 @@
-# The authors' released code where it differs from the paper; everything else is the paper's recipe. Two rows of the
-# difference lie outside a config: proposals suppressed in random order, the first 50 with a side of 20 px kept (the file
-# that tools/propose.py writes), and the queue's length, which the paper misprints.
+# The reference implementation (the authors' released code) where it differs from the paper. Its proposals (suppressed in
+# random order, the first 50 with sides of at least 20 pixels kept) are a setting of tools/propose.py, not of this config.
 _base_ = ['./ccop_r50_fpn_800e_coco.py']
 
 model = dict(
-    # relu(q_i.k_j - q_j.k_j + 0.4) against the key embeddings of the unjittered boxes, pairs by the key view's boxes.
+    # relu(q_i.k_j - q_j.k_j + 0.4) with the key embeddings of the unjittered boxes; pairs by the boxes of the key view.
     intra_loss=dict(mode='triplet'),
     box_jitter=dict(
         anchor='center',
-        noise=(0.075, 0.30),  # x, y: half widths
-        noise_wh=(0.175, 0.70),  # w, h
+        noise=(0.075, 0.30),  # x and y, half the width of the interval
+        noise_wh=(0.175, 0.70),  # width and height
         min_iou=(0.8, 0.4),
-        redraw=False,  # ten plain draws with the invalid masked ...
-        include_original=True,  # ... and the original box as an 11th
+        redraw=False,  # ten candidates, of which invalid ones are masked ...
+        include_original=True,  # ... and the original box as the 11th
     ),
     image_projector=dict(dropout=0.1),
     object_projector=dict(dropout=0.1),

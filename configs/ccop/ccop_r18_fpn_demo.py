@@ -1,21 +1,21 @@
-# Small enough for two CPU cores: `make demo` trains it on synthetic scenes or on a folder of photos.
-# It shows that the road works; it is far too short to be compared with the paper.
+# A smoke test for two CPU cores: `make demo` trains it on synthetic scenes or on a folder of images. Training is far too
+# short for a comparison with the paper.
 _base_ = ['./ccop_r50_fpn_800e_coco.py']
 
 model = dict(
     backbone=dict(depth=18),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),  # at 256 the FPN alone costs as much as the ResNet
+    # With 256 channels the FPN costs as much as the ResNet.
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),
     image_projector=dict(in_channels=512, hid_channels=512),
     object_projector=dict(in_channels=128 * 7 * 7, hid_channels=512),
     box_jitter=dict(num_jitter=4),
-    # 65,536 keys would be hundreds of epochs of this few photos; see docs/design.md.
+    # 65,536 keys would span hundreds of epochs of a small dataset (docs/design.md).
     queue_len='auto',
     object_queue_len='auto',
-    # 0.999 follows over a thousand steps; this run has a few hundred.
+    # A momentum of 0.999 averages over a thousand iterations; this run has a few hundred.
     momentum=0.99,
 )
 
-# The base's pipeline with smaller views.
 train_pipeline = _base_.train_pipeline
 train_pipeline[1]['transforms'][0]['size'] = 112
 

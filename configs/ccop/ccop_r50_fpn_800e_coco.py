@@ -1,12 +1,12 @@
-# The paper's recipe: ResNet-50-FPN, COCO train2017 without labels, 800 epochs, 256 photos a step on 8 GPUs.
+# The paper's recipe: ResNet-50-FPN, COCO train2017 without labels, 800 epochs, batch size 256 (8 GPUs x 32).
 _base_ = ['../_base_/ccop_r50_fpn.py', '../_base_/coco_two_views.py', '../_base_/default_runtime.py']
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    # For 256 photos a step; the paper gives no warm-up. Fused: one pass over the weights (docs/performance.md).
+    # The paper gives no warm-up. fused=True updates all parameters in one pass (docs/performance.md).
     optimizer=dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4, fused=True),
 )
-# Photos a step that the learning rate is for, on all GPUs together; tools/train.py --auto-scale-lr goes by it.
+# Total batch size that the learning rate is for; used by tools/train.py --auto-scale-lr.
 auto_scale_lr = dict(enable=False, base_batch_size=256)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=800, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=800)

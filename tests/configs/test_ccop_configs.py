@@ -1,26 +1,33 @@
+import ast
+import functools
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import mmselfsup.models
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
-from mmselfsup.registry import MODELS, TRANSFORMS
+from mmselfsup.registry import DATASETS, MODELS, TRANSFORMS
 from mmselfsup.structures import SelfSupDataSample
 from torch import nn
 
+from ccop_mm.apis import generate_proposals
 from ccop_mm.datasets.photometric_recipe import PhotometricRecipe
+from ccop_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for name in ('ccop', 'ablations') for path in (ROOT / 'configs' / name).glob('*.py'))
 PAPER = ROOT / 'configs/ccop/ccop_r50_fpn_800e_coco.py'
 MOCO = ROOT / 'configs/baselines/mocov2_r50_800e_coco.py'
 
-PLAIN = """
+BUILD_SCRIPT = """
 from mmengine.config import Config
 cfg = Config.fromstring('''
 default_scope = '{scope}'
@@ -48,9 +55,9 @@ print(*names, model.object_head.temperature, model.box_jitter.num_jitter, type(H
 
 
 @pytest.mark.parametrize('scope, prefix', [('mmselfsup', ''), ('mmdet', 'mmselfsup.')])
-def test_one_custom_import_serves_a_plain_config(scope, prefix):
-    # In an interpreter of its own: nothing but the config's custom_imports may have imported ccop_mm.
-    code = PLAIN.format(scope=scope, prefix=prefix)
+def test_custom_imports_alone_register_ccop(scope, prefix):
+    # In a separate interpreter, so that only custom_imports can have imported ccop_mm.
+    code = BUILD_SCRIPT.format(scope=scope, prefix=prefix)
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = 'CCOP ObjectContrastHead IntraImageLoss SCSBoxJitter 0.1 3 SpatialCurriculumHook'
@@ -58,10 +65,10 @@ def test_one_custom_import_serves_a_plain_config(scope, prefix):
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_every_model_builds_with_trainable_norms(path):
+def test_model_builds_with_trainable_norm_layers(path):
     cfg = Config.fromfile(path)
     init_default_scope('mmselfsup')
-    cfg.model.update(queue_len=64, object_queue_len=64)  # resolved when training starts, and large
+    cfg.model.update(queue_len=64, object_queue_len=64)  # replaces 'auto' and saves memory
     model = MODELS.build(cfg.model)
     model.train()
     norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -73,11 +80,11 @@ def test_every_model_builds_with_trainable_norms(path):
 
 
 @pytest.mark.parametrize('path', [*CONFIGS, MOCO], ids=lambda path: path.stem)
-def test_backbones_begin_as_mocos(path):
-    # mmselfsup's MoCo v2 leaves this to its ResNet's default; mmdet's ResNet has another.
-    host = inspect.signature(mmselfsup.models.ResNet.__init__).parameters['zero_init_residual'].default
+def test_zero_init_residual_is_that_of_moco_v2(path):
+    # MoCo v2 uses the default of mmselfsup's ResNet, which differs from mmdet's.
+    default = inspect.signature(mmselfsup.models.ResNet.__init__).parameters['zero_init_residual'].default
     backbone = Config.fromfile(path).model.backbone
-    assert backbone.zero_init_residual == host
+    assert backbone.zero_init_residual == default
     init_default_scope('mmselfsup')
     built = MODELS.build(backbone)
     for norm in built.modules():
@@ -87,7 +94,7 @@ def test_backbones_begin_as_mocos(path):
     assert all((norm.weight == 1).all() for norm in built.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
-def test_the_recipe_is_the_papers():
+def test_default_config_matches_the_paper():
     cfg = Config.fromfile(ROOT / 'configs/ccop/ccop_r50_fpn_800e_coco.py')
     assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.3, momentum=0.9, weight_decay=1e-4, fused=True)
     assert cfg.train_dataloader.batch_size == 32  # 256 over 8 GPUs
@@ -106,7 +113,7 @@ def test_the_recipe_is_the_papers():
 
 
 def flatten(value, prefix=''):
-    """A config as {path: leaf}."""
+    """Converts a nested config to a dict from path to leaf."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):
@@ -116,13 +123,13 @@ def flatten(value, prefix=''):
     return {path: leaf for key, part in items for path, leaf in flatten(part, f'{prefix}.{key}').items()}
 
 
-def test_the_presets_differ_in_the_rows_of_the_table_and_nowhere_else():
+def test_reference_config_differs_from_the_paper_only_in_documented_settings():
     paper, reference = (
         flatten(
             {
                 key: value
                 for key, value in Config.fromfile(ROOT / f'configs/ccop/ccop{name}_r50_fpn_800e_coco.py').items()
-                if key not in ('view_pipeline', 'train_pipeline', 'param_scheduler')  # the first two by their use
+                if key not in ('view_pipeline', 'train_pipeline', 'param_scheduler')  # variables, and tested below
             }
         )
         for name in ('', '-reference')
@@ -148,25 +155,95 @@ def test_the_presets_differ_in_the_rows_of_the_table_and_nowhere_else():
     }
 
 
-@pytest.mark.parametrize(
-    'name, changes',
-    [
-        (
-            'no-noise',
-            {'.model.box_jitter.num_jitter': 1, '.model.box_jitter.noise': (0.0, 0.0)},
-        ),
-        ('no-curriculum', {'.model.box_jitter.noise': (1.0, 1.0), '.model.box_jitter.min_iou': (0.3, 0.3)}),
-        ('no-intra', {'.model.intra_loss.alpha': 1.0}),
-    ],
-)
-def test_an_ablation_leaves_out_one_part(name, changes):
+#: Settings of each ablation that differ from the paper's.
+ABLATIONS = {
+    'no-intra': {'.model.intra_loss.loss_weight': 0.0},
+    'no-image': {'.model.image_head.loss_weight': 0.0},
+    'no-object': {'.model.object_head.loss_weight': 0.0, '.model.intra_loss.loss_weight': 0.0},
+    'no-noise': {'.model.box_jitter.num_jitter': 1, '.model.box_jitter.noise': (0.0, 0.0)},
+    'no-curriculum': {'.model.box_jitter.noise': (1.0, 1.0), '.model.box_jitter.min_iou': (0.3, 0.3)},
+    'one-bn-group': {'.model.key_batch': 'none'},
+    'random-boxes': {'.train_dataloader.dataset.proposal_file': 'proposals/train2017-random.npz'},
+    'ground-truth-boxes': {
+        '.train_dataloader.dataset.proposal_file': 'proposals/train2017-ground-truth.npz',
+        '.train_dataloader.dataset.allow_ground_truth': True,
+    },
+    'few-proposals': {'.train_dataloader.dataset.num_proposals': 4},
+}
+
+
+def ablation_file(name):
+    return ROOT / f'configs/ablations/ccop-{name}_r50_fpn_800e_coco.py'
+
+
+def test_every_ablation_is_listed():
+    assert {path.stem for path in CONFIGS if path.parent.name == 'ablations'} == {
+        ablation_file(name).stem for name in ABLATIONS
+    }
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_ablation_changes_only_the_listed_settings(name):
     paper = flatten(Config.fromfile(PAPER).to_dict())
-    ablation = flatten(Config.fromfile(ROOT / f'configs/ablations/ccop-{name}_r50_fpn_800e_coco.py').to_dict())
-    assert {path: value for path, value in ablation.items() if paper.get(path) != value} == changes
-    assert paper.keys() == ablation.keys()
+    ablation = flatten(Config.fromfile(ablation_file(name)).to_dict())
+    assert {path: value for path, value in ablation.items() if paper.get(path) != value} == ABLATIONS[name]
+    assert paper.keys() <= ablation.keys()
 
 
-def test_the_moco_baseline_differs_in_what_is_mocos():
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_ablation_file_is_one_base_and_literal_settings(name):
+    # studies/ applies the settings of a file to other base configs, without reading its _base_.
+    tree = ast.parse(ablation_file(name).read_text())
+    assert all(isinstance(statement, ast.Assign) for statement in tree.body)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert names - {'_base_', 'model', 'train_dataloader', 'dict'} == set()
+    settings = {}
+    exec(compile(tree, str(ablation_file(name)), 'exec'), settings)
+    assert settings.pop('_base_') == ['../ccop/ccop_r50_fpn_800e_coco.py']
+    settings.pop('__builtins__')
+    assert flatten(settings) == ABLATIONS[name]
+
+
+@pytest.mark.parametrize('name', [name for name, changes in ABLATIONS.items() if next(iter(changes))[:7] == '.model.'])
+def test_ablation_reaches_the_model(name):
+    cfg = Config.fromfile(ablation_file(name))
+    init_default_scope('mmselfsup')
+    cfg.model.update(queue_len=64)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    for path, value in ABLATIONS[name].items():
+        *modules, attribute = path.removeprefix('.model.').split('.')
+        assert getattr(functools.reduce(getattr, modules, model), attribute) == value
+
+
+@pytest.mark.parametrize('method', ['random', 'ground-truth'])
+def test_ablation_with_other_boxes_loads_its_proposals(method, tmp_path):
+    for image_id in range(3):
+        cv2.imwrite(str(tmp_path / f'{image_id}.png'), np.full((60, 80, 3), 90, np.uint8))
+    images = [dict(id=index, file_name=f'{index}.png', width=80, height=60) for index in range(3)]
+    annotations = [dict(id=1, image_id=0, category_id=1, bbox=[5, 5, 40, 30], area=1200, iscrowd=0)]
+    categories = [dict(id=1, name='object')]
+    json_file = tmp_path / 'instances.json'
+    json_file.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+    dataset = Config.fromfile(ablation_file(f'{method}-boxes')).train_dataloader.dataset
+    out = tmp_path / dataset.proposal_file
+    out.parent.mkdir()
+    boxes_file = json_file if method == 'ground-truth' else None
+    generate_proposals(json_file, out, image_root=tmp_path, workers=1, annotations=boxes_file, method=method)
+    dataset.update(data_root=str(tmp_path), ann_file=json_file.name, data_prefix=dict(img_path=''), pipeline=[])
+    init_default_scope('mmselfsup')
+    built = DATASETS.build(dataset)
+    boxes = [built.get_data_info(index)['proposals'] for index in range(3)]
+    if method == 'ground-truth':
+        assert boxes[0].tolist() == [[5, 5, 45, 35]] and not len(boxes[1]) and not len(boxes[2])
+        dataset.allow_ground_truth = False
+        with pytest.raises(InputError, match='ground'):
+            DATASETS.build(dataset)
+    else:
+        assert [len(rows) for rows in boxes] == [dataset.num_proposals] * 3
+
+
+def test_moco_baseline_shares_data_optimizer_and_backbone_with_ccop():
     paper, moco = Config.fromfile(PAPER), Config.fromfile(MOCO)
     assert moco.optim_wrapper == paper.optim_wrapper
     assert dict(moco.model.backbone, out_indices=(0, 1, 2, 3)) == paper.model.backbone
@@ -176,14 +253,15 @@ def test_the_moco_baseline_differs_in_what_is_mocos():
     assert (moco.param_scheduler, moco.train_cfg) == (paper.param_scheduler, paper.train_cfg)
 
 
-def test_the_moco_baseline_takes_a_step():
+def test_moco_baseline_runs_a_training_step():
     cfg = Config.fromfile(MOCO)
     init_default_scope('mmselfsup')
     cfg.model.backbone.update(depth=18, base_channels=8)
     cfg.model.neck.update(in_channels=64)
     model = MODELS.build({**cfg.model, 'queue_len': 8})
     model.init_weights()
-    views = [torch.rand(4, 3, 64, 64) * 255 for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.rand(4, 3, 64, 64, generator=generator) * 255 for _ in range(2)]
     batch = dict(inputs=views, data_samples=[SelfSupDataSample() for _ in range(4)])
     before = model.backbone.conv1.weight.clone()
     losses = model.train_step(batch, OptimWrapper(torch.optim.SGD(model.parameters(), 0.1)))
@@ -192,7 +270,7 @@ def test_the_moco_baseline_takes_a_step():
     assert model.queue_ptr.item() == 4
 
 
-def test_the_reference_preset_warms_up_for_ten_epochs():
+def test_reference_config_warms_up_for_10_epochs():
     cfg = Config.fromfile(ROOT / 'configs/ccop/ccop-reference_r50_fpn_800e_coco.py')
     warmup, cosine = cfg.param_scheduler
     assert (warmup.type, warmup.begin, warmup.end) == ('LinearLR', 0, 10)
@@ -207,27 +285,27 @@ def test_the_reference_preset_warms_up_for_ten_epochs():
         ('ccop_r18_fpn_demo', (0.2, 1.0), [0.6, 1.4], 112),
     ],
 )
-def test_views_are_moco_v2s_split_between_loader_and_device(name, scale, saturation, size):
+def test_view_pipeline_matches_moco_v2_and_builds_in_batched_form(name, scale, saturation, size):
     cfg = Config.fromfile(ROOT / f'configs/ccop/{name}.py')
     init_default_scope('mmselfsup')
     load, views, pack = (TRANSFORMS.build(step) for step in cfg.train_dataloader.dataset.pipeline)
     assert (load.decode, type(views).__name__, type(pack).__name__) == (False, 'SplitTwoObjectViews', 'PackObjectViews')
     factors = [[0.6, 1.4], [0.6, 1.4], saturation, [-0.1, 0.1]]
-    expected = PhotometricRecipe(factors, jitter=0.8, grey=0.2, blur=0.5, sigma=(0.1, 2.0))
+    expected = PhotometricRecipe(factors, jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, blur_sigma=(0.1, 2.0))
     assert views.recipe == expected
     assert (views.crop.scale, views.crop.size, views.crop.ratio) == (scale, (size, size), (3 / 4, 4 / 3))
     assert (views.flip_prob, views.min_common) == (0.5, 0)
 
 
-def test_the_per_image_base_says_the_same_in_mmselfsups_transforms():
-    split, per_image = (
+def test_per_image_pipeline_has_the_same_settings_as_the_batched_one():
+    batched, per_image = (
         Config.fromfile(ROOT / f'configs/_base_/{name}.py') for name in ('coco_two_views', 'coco_two_views_per_image')
     )
     init_default_scope('mmselfsup')
-    pipelines = [cfg.train_dataloader.dataset.pipeline for cfg in (split, per_image)]
+    pipelines = [cfg.train_dataloader.dataset.pipeline for cfg in (batched, per_image)]
     assert pipelines[0][1]['transforms'] == pipelines[1][1]['transforms']
-    assert [step['type'] for step in pipelines[1]] == ['LoadPhoto', 'TwoObjectViews', 'PackSelfSupInputs']
+    assert [step['type'] for step in pipelines[1]] == ['LoadUnlabeledImage', 'TwoObjectViews', 'PackSelfSupInputs']
     assert all(TRANSFORMS.build(step) for step in pipelines[1])
-    for cfg in (split, per_image):
+    for cfg in (batched, per_image):
         del cfg.train_dataloader.dataset['pipeline']
-    assert split.train_dataloader == per_image.train_dataloader
+    assert batched.train_dataloader == per_image.train_dataloader

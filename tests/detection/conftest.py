@@ -1,4 +1,4 @@
-"""Fixtures for the keypoint tests."""
+"""Fixtures of the keypoint tests."""
 
 import json
 
@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
 
-import ccop_mm.detection  # noqa: F401  registers
+import ccop_mm.detection  # noqa: F401  registers its classes
 
 
 @pytest.fixture(autouse=True)
 def scope():
-    """mmdet's, as its Runner has it."""
+    """Sets the default scope to mmdet, as the runner of an mmdet config does."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         yield
 
 
-#: A skeleton of four: not COCO's number, and its middle ones change sides.
+#: A skeleton of four keypoints, of which a flip swaps the middle two. Neither is the case for COCO.
 KITE = dict(
     classes=('kite', 'arrow'),
     palette=[(220, 20, 60), (0, 60, 220)],
@@ -31,30 +31,30 @@ KITE = dict(
 
 @pytest.fixture
 def kite_metainfo():
-    """Metainfo of the ``kites`` data set."""
+    """Returns the metainfo of the ``kites`` dataset."""
     return dict(KITE)
 
 
 @pytest.fixture
 def kites(tmp_path):
-    """Eight small photos with up to two objects of two categories, in COCO's format; returns the annotation file.
+    """Writes eight small images with up to two objects each, of two categories; returns the COCO annotation file.
 
-    Photo 7 has no object, photo 6 one without labeled keypoints and photo 5 a crowd.
+    Image 7 has no object, image 6 an object without labeled keypoints and image 5 a crowd.
     """
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for image_id in range(8):
-        photo = rng.integers(0, 60, (64, 96, 3)).astype(np.uint8)
-        for place in range(2 if image_id % 2 else 1):
+        image = rng.integers(0, 60, (64, 96, 3)).astype(np.uint8)
+        for index in range(2 if image_id % 2 else 1):
             if image_id == 7:
                 break
-            x, y = int(rng.integers(2, 16)) + 44 * place, int(rng.integers(2, 20))
-            photo[y : y + 40, x : x + 30] = 90
+            x, y = int(rng.integers(2, 16)) + 44 * index, int(rng.integers(2, 20))
+            image[y : y + 40, x : x + 30] = 90
             points = [(x + 15, y + 1), (x + 1, y + 15), (x + 28, y + 15), (x + 15, y + 38)]
             for color, (u, v) in zip(((0, 0, 255), (0, 255, 0), (255, 0, 0), (255, 255, 255)), points, strict=True):
-                cv2.circle(photo, (u, v), 2, color, -1)
+                cv2.circle(image, (u, v), 2, color, -1)
             flags = [0 if image_id == 6 else 1 + int(rng.integers(2)) for _ in points]
-            crowd = int(image_id == 5 and place == 1)
+            crowd = int(image_id == 5 and index == 1)
             annotations.append(
                 dict(
                     id=len(annotations) + 1,
@@ -64,14 +64,14 @@ def kites(tmp_path):
                     area=900,
                     iscrowd=crowd,
                     keypoints=[
-                        number
+                        value
                         for (u, v), flag in zip(points, flags, strict=True)
-                        for number in ((u, v, flag) if flag and not crowd else (0, 0, 0))
+                        for value in ((u, v, flag) if flag and not crowd else (0, 0, 0))
                     ],
                     num_keypoints=0 if crowd else sum(flag > 0 for flag in flags),
                 )
             )
-        cv2.imwrite(str(tmp_path / f'{image_id}.png'), photo)
+        cv2.imwrite(str(tmp_path / f'{image_id}.png'), image)
         images.append(dict(id=image_id, file_name=f'{image_id}.png', width=96, height=64))
     categories = [dict(id=5, name='kite'), dict(id=3, name='arrow')]
     path = tmp_path / 'kites.json'

@@ -8,11 +8,10 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.roi_heads import keypointrcnn_loss
 
 from ccop_mm.detection import KeypointHead, from_torchvision
-from ccop_mm.errors import InputError
 
 
-def peer(num_keypoints, in_channels, width, num_convs):
-    """torchvision's two modules, and ours with their weights."""
+def build_pair(num_keypoints, in_channels, width, num_convs):
+    """Builds our keypoint head and torchvision's, with the same weights."""
     theirs = torch.nn.Sequential(
         KeypointRCNNHeads(in_channels, (width,) * num_convs), KeypointRCNNPredictor(width, num_keypoints)
     )
@@ -24,16 +23,16 @@ def peer(num_keypoints, in_channels, width, num_convs):
 
 
 @pytest.mark.parametrize('size', [(17, 16, 32, 8), (5, 8, 8, 2)], ids=['eight', 'two'])
-def test_forward_is_that_of_torchvision(size, generator):
-    ours, theirs = peer(*size)
+def test_forward_matches_torchvision(size, generator):
+    ours, theirs = build_pair(*size)
     x = torch.randn(3, size[1], 14, 14, generator=generator)
     assert ours(x).shape == (3, size[0], 56, 56)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_initial_weights_are_spread_like_torchvisions():
+def test_initialization_matches_torchvision():
     torch.manual_seed(0)
-    ours, theirs = KeypointHead(17, 64, 3, 128), peer(17, 64, 128, 3)[1]
+    ours, theirs = KeypointHead(17, 64, 3, 128), build_pair(17, 64, 128, 3)[1]
     ours.init_weights()
     pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
     assert [a.shape for a, _ in pairs] == [b.shape for _, b in pairs]
@@ -44,7 +43,7 @@ def test_initial_weights_are_spread_like_torchvisions():
             assert a.std().item() == pytest.approx(b.std().item(), rel=0.05)
 
 
-def example(generator, num_rois=20, num_keypoints=6):
+def make_batch(generator, num_rois=20, num_keypoints=6):
     rois = torch.rand(num_rois, 4, generator=generator) * 50
     rois[:, 2:] += rois[:, :2] + 1
     keypoints = torch.rand(num_rois, num_keypoints, 2, generator=generator) * 100
@@ -53,27 +52,27 @@ def example(generator, num_rois=20, num_keypoints=6):
     return logits, keypoints, visible, rois
 
 
-def test_loss_and_gradient_are_those_of_torchvision(generator):
-    logits, keypoints, visible, rois = example(generator)
-    gradients = []
+def test_loss_and_gradient_match_torchvision(generator):
+    logits, keypoints, visible, rois = make_batch(generator)
+    results = []
     head = KeypointHead(6, 8, 1, 8)
     cells, valid = head.get_targets(keypoints, visible, rois, 14)
-    truth = torch.cat((keypoints, visible[..., None]), dim=-1)
+    ground_truth = torch.cat((keypoints, visible[..., None]), dim=-1)
     for loss in (
         lambda x: head.loss(x, cells, valid, 1)['loss_keypoint'],
-        lambda x: keypointrcnn_loss(x, [rois], [truth], [torch.arange(20)]),
+        lambda x: keypointrcnn_loss(x, [rois], [ground_truth], [torch.arange(20)]),
     ):
         x = logits.clone().requires_grad_()
         value = loss(x)
         value.backward()
-        gradients.append((value.detach(), x.grad))
+        results.append((value.detach(), x.grad))
     assert valid.any()
-    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize('normalizer', ['visible', 7.5])
-def test_loss_is_that_of_plain_loops(generator, normalizer):
-    logits, keypoints, visible, rois = example(generator, 30, 3)
+def test_loss_matches_a_loop_over_keypoints(generator, normalizer):
+    logits, keypoints, visible, rois = make_batch(generator, 30, 3)
     head = KeypointHead(3, 8, 1, 8, normalizer=normalizer)
     cells, valid = head.get_targets(keypoints, visible, rois, 14)
     total, count = 0.0, 0
@@ -88,18 +87,18 @@ def test_loss_is_that_of_plain_loops(generator, normalizer):
 
 
 @pytest.mark.parametrize('num_rois', [0, 2])
-def test_nothing_visible_gives_zero_with_a_gradient_for_every_parameter(num_rois):
+def test_loss_without_visible_keypoints_is_0_and_all_parameters_get_a_gradient(generator, num_rois):
     head = KeypointHead(4, 8, 2, 8)
-    logits = head(torch.randn(num_rois, 8, 14, 14))
-    nothing = torch.zeros(num_rois, 4)
-    loss = head.loss(logits, nothing.long(), nothing.bool(), 1)['loss_keypoint']
+    logits = head(torch.randn(num_rois, 8, 14, 14, generator=generator))
+    zeros = torch.zeros(num_rois, 4)
+    loss = head.loss(logits, zeros.long(), zeros.bool(), 1)['loss_keypoint']
     loss.backward()
     assert loss.item() == 0
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
 
 
-def test_predictions_go_to_their_photos(generator):
-    logits, _, _, rois = example(generator, 5)
+def test_predictions_are_assigned_to_their_images(generator):
+    logits, _, _, rois = make_batch(generator, 5)
     results = [InstanceData(bboxes=rois[:2]), InstanceData(bboxes=rois[:0]), InstanceData(bboxes=rois[2:])]
     head = KeypointHead(6, 8, 1, 8)
     head.predict_by_feat(logits, results)
@@ -109,7 +108,7 @@ def test_predictions_go_to_their_photos(generator):
     assert torch.equal(torch.cat([result.keypoint_scores for result in results]), together.keypoint_scores)
 
 
-def test_built_from_a_config():
+def test_builds_from_a_config():
     head = MODELS.build(
         dict(
             type='mmdet.KeypointHead',
@@ -122,13 +121,13 @@ def test_built_from_a_config():
         )
     )
     assert isinstance(head.convs[0].norm, torch.nn.GroupNorm)
-    one = torch.zeros(1, 3, dtype=torch.bool)
-    one[0, 0] = True
-    loss = head.loss(torch.zeros(1, 3, 56, 56), torch.zeros(1, 3).long(), one, 1)['loss_keypoint']
+    valid = torch.zeros(1, 3, dtype=torch.bool)
+    valid[0, 0] = True
+    loss = head.loss(torch.zeros(1, 3, 56, 56), torch.zeros(1, 3).long(), valid, 1)['loss_keypoint']
     assert loss.item() == pytest.approx(4 * math.log(56 * 56), rel=1e-5)
 
 
 @pytest.mark.parametrize('normalizer', ['all', 0, -1, None])
-def test_an_unknown_normalizer_is_refused(normalizer):
-    with pytest.raises(InputError, match='normalizer'):
+def test_invalid_normalizer_raises(normalizer):
+    with pytest.raises(ValueError, match=f'normalizer.*{normalizer!r}'):
         KeypointHead(3, normalizer=normalizer)

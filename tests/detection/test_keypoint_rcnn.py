@@ -1,4 +1,4 @@
-"""The detector whole, and its configs."""
+"""Tests of the complete detector and its configs."""
 
 import os
 import subprocess
@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from ccop_mm.compat import prepare_config
 from ccop_mm.detection import KeypointRCNN
-from ccop_mm.hosts import prepare_config
-from ccop_mm.weights.keys import pair_keys, shapes
+from ccop_mm.detection.skeleton import complete_metainfo
+from ccop_mm.weights.key_mapping import pair_keys, shapes
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FOLDER = CONFIGS / 'transfer/keypoint_rcnn'
-STARTS = {
+INIT_CFGS = {
     'ccop-800e': dict(type='CCOPPretrained', checkpoint='work_dirs/ccop_r50_fpn_800e_coco/epoch_800.pth'),
     'mocov2': dict(type='BackbonePretrained', checkpoint='checkpoints/moco_v2_800ep.pth'),
     'imagenet-sup': dict(type='BackbonePretrained', checkpoint='torchvision://resnet50'),
@@ -26,26 +29,26 @@ STARTS = {
 }
 
 
-def transfer(start):
-    return Config.fromfile(FOLDER / f'keypoint-rcnn_r50-fpn_{start}_2x_coco.py')
+def transfer_config(init):
+    return Config.fromfile(FOLDER / f'keypoint-rcnn_r50-fpn_{init}_2x_coco.py')
 
 
-def build_without_memory(model):
+def build_on_meta(model):
     with torch.device('meta'):
         return MODELS.build(dict(model, init_cfg=None))
 
 
-@pytest.mark.parametrize('start', STARTS)
-def test_transfers_differ_in_their_start_alone(start):
-    cfg, other = transfer(start), transfer('random')
-    assert cfg.model.pop('init_cfg') == STARTS[start]
+@pytest.mark.parametrize('init', INIT_CFGS)
+def test_transfer_configs_differ_only_in_init_cfg(init):
+    cfg, other = transfer_config(init), transfer_config('random')
+    assert cfg.model.pop('init_cfg') == INIT_CFGS[init]
     assert other.model.pop('init_cfg') is None
     assert cfg.to_dict() == other.to_dict()
     assert cfg.model.backbone.init_cfg is None
 
 
-def test_the_protocol_is_the_papers():
-    cfg = transfer('ccop-800e')
+def test_transfer_config_matches_the_paper():
+    cfg = transfer_config('ccop-800e')
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
     assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=180000, val_interval=10000)
     warmup, steps = cfg.param_scheduler
@@ -59,40 +62,37 @@ def test_the_protocol_is_the_papers():
     assert resize.scales == [(1333, short) for short in (640, 672, 704, 736, 768, 800)]
 
 
-def test_backbone_and_fpn_are_those_of_the_pretraining_and_train():
-    detector = build_without_memory(transfer('ccop-800e').model).train()
+def test_pretrained_weights_fit_and_all_parameters_train():
+    detector = build_on_meta(transfer_config('ccop-800e').model).train()
     pretraining = Config.fromfile(CONFIGS / 'ccop/ccop_r50_fpn_800e_coco.py').model
     pretraining.update(queue_len=8, object_queue_len=8)
-    from mmengine.registry import DefaultScope
-
     with DefaultScope.overwrite_default_scope('mmselfsup'):
-        source = build_without_memory(pretraining)
+        source = build_on_meta(pretraining)
     assert len(pair_keys(shapes(detector.state_dict()), shapes(source.state_dict()))) > 300
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     assert len(norms) == 53 + 8 and all(isinstance(norm, torch.nn.SyncBatchNorm) and norm.training for norm in norms)
     assert all(parameter.requires_grad for parameter in detector.parameters())
-    groups = build_optim_wrapper(detector, transfer('random').optim_wrapper).optimizer.param_groups
+    groups = build_optim_wrapper(detector, transfer_config('random').optim_wrapper).optimizer.param_groups
     assert sum(group['weight_decay'] == 0 for group in groups) == 2 * len(norms)
 
 
-def test_its_size_is_torchvisions():
-    """59,137,258 parameters without the statistics of norm layers: torchvision's figure counts frozen BN's as well."""
+def test_number_of_parameters_matches_torchvision():
     pytest.importorskip('torchvision')
     from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
     with torch.device('meta'):
         theirs = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    ours = build_without_memory(Config.fromfile(CONFIGS / '_base_/keypoint-rcnn_r50_fpn.py').model)
+    ours = build_on_meta(Config.fromfile(CONFIGS / '_base_/keypoint-rcnn_r50_fpn.py').model)
     assert isinstance(ours, KeypointRCNN)
-    # torchvision has a box for the background, 4 outputs of 1,024 weights and a bias.
+    # torchvision also regresses a box for the background: 4 outputs with 1,024 weights and a bias each.
     expected = sum(parameter.numel() for parameter in theirs.parameters()) - 4 * 1025
     assert sum(parameter.numel() for parameter in ours.parameters()) == expected
 
 
 @pytest.fixture
 def small_demo(kites, kite_metainfo, tmp_path, monkeypatch):
-    """The demo's config on the kites, for two steps."""
-    monkeypatch.setattr(Config, 'pretty_text', '')  # mmengine formats it four times at a second each
+    """Returns the demo config on the kites dataset, with two iterations."""
+    monkeypatch.setattr(Config, 'pretty_text', '')  # mmengine formats the config four times, which takes seconds
     cfg = Config.fromfile(FOLDER / 'keypoint-rcnn_r18-fpn_demo.py')
     options = {
         'train_cfg.max_iters': 2,
@@ -121,7 +121,7 @@ def small_demo(kites, kite_metainfo, tmp_path, monkeypatch):
     return cfg
 
 
-def test_demo_trains_evaluates_and_infers_from_its_checkpoint(small_demo, kites):
+def test_demo_config_trains_evaluates_and_runs_inference(small_demo, kites):
     runner = Runner.from_cfg(small_demo)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
     runner.train()
@@ -129,18 +129,14 @@ def test_demo_trains_evaluates_and_infers_from_its_checkpoint(small_demo, kites)
     assert {'train/loss_keypoint', 'val/coco/bbox_mAP', 'val/coco/keypoints_mAP'} <= set(scalars)
     after = runner.model.state_dict()
     assert [name for name in before if 'keypoint' in name and torch.equal(before[name], after[name])] == []
-    # What a user of mmdet does with it: the skeleton's names come with the checkpoint.
-    from mmdet.apis import DetInferencer
-
+    # The checkpoint contains the skeleton, which mmdet's inferencer passes to the visualizer.
     inferencer = DetInferencer(small_demo, str(Path(small_demo.work_dir) / 'iter_2.pth'), device='cpu')
     assert inferencer.visualizer.dataset_meta['skeleton_links'] == [[0, 1], [0, 2], [1, 3], [2, 3]]
     result = inferencer(str(kites.parent / '0.png'), return_datasamples=True, no_save_vis=True)
     assert result['predictions'][0].pred_instances.keypoints.shape == (3, 4, 2)
 
 
-def test_demo_of_animals_has_a_skeleton_that_fits():
-    from ccop_mm.detection.skeleton import complete_metainfo
-
+def test_animal_config_has_a_consistent_skeleton():
     cfg = Config.fromfile(FOLDER / 'keypoint-rcnn_r18-fpn_demo-animals.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         metainfo = complete_metainfo(loader.dataset.metainfo)
@@ -152,7 +148,7 @@ def test_demo_of_animals_has_a_skeleton_that_fits():
             assert other == ({'left': 'right', 'right': 'left'}[side] + f'_{part}' if part else name)
 
 
-def test_the_one_import_registers_everything_and_ccop_mm_does_not_need_it():
+def test_importing_the_package_registers_its_classes_and_ccop_mm_does_not_import_it():
     code = """
 import sys
 import ccop_mm
@@ -167,7 +163,7 @@ for name, kinds in {
 }.items():
     for kind in kinds.split():
         assert kind in getattr(registry, name).module_dict, kind
-print('all of it')
+print('registered')
 """
     root = CONFIGS.parent
     done = subprocess.run(
@@ -176,4 +172,4 @@ print('all of it')
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip().endswith('all of it'), done.stderr
+    assert done.stdout.strip().endswith('registered'), done.stderr

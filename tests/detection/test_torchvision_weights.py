@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from mmcv.ops import nms, roi_align
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -10,14 +11,14 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from ccop_mm.detection import from_torchvision
-from ccop_mm.errors import InputError
+from ccop_mm.utils.errors import InputError
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/transfer/keypoint_rcnn/keypoint-rcnn_r50-fpn_torchvision.py'
-HEIGHT, WIDTH = 192, 256  # divisible by 64: torchvision would stretch the coarsest anchors otherwise
+HEIGHT, WIDTH = 192, 256  # divisible by 64, otherwise torchvision's coarsest anchors have another stride
 
 
-def plain_nms(boxes, scores, iou_threshold):
-    """Greedy suppression, highest score first."""
+def reference_nms(boxes, scores, iou_threshold):
+    """Greedy non-maximum suppression."""
     order = scores.argsort(descending=True, stable=True)
     keep = []
     while len(order):
@@ -31,8 +32,8 @@ def plain_nms(boxes, scores, iou_threshold):
     return torch.stack(keep) if keep else torch.zeros(0, dtype=torch.long)
 
 
-def plain_roi_align(features, rois, size, scale, sampling_ratio, aligned):
-    """RoIAlign by its definition (Mask R-CNN, Sec. 3), vectorized over samples; for ``aligned=False``."""
+def reference_roi_align(features, rois, size, scale, sampling_ratio, aligned):
+    """RoIAlign by its definition (Mask R-CNN, Sec. 3) for ``aligned=False``."""
     assert not aligned
     channels, height, width = features.shape[1:]
     out = features.new_zeros(len(rois), channels, *size)
@@ -58,21 +59,21 @@ def plain_roi_align(features, rois, size, scale, sampling_ratio, aligned):
 
 @pytest.fixture
 def torchvision_ops(monkeypatch):
-    """torchvision's compiled ops; where its wheel does not go with torch, plain ones in their place."""
+    """Replaces torchvision's compiled ops with reference ones if its wheel does not match the PyTorch build."""
     try:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (RuntimeError, NotImplementedError):
 
         def roi_align(features, rois, output_size, spatial_scale=1.0, sampling_ratio=-1, aligned=False):
-            return plain_roi_align(features, rois, output_size, spatial_scale, sampling_ratio, aligned)
+            return reference_roi_align(features, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
         monkeypatch.setattr(torchvision.ops.boxes, '_assert_has_ops', lambda: None, raising=False)
-        monkeypatch.setattr(torchvision.ops.boxes, 'nms', plain_nms)
+        monkeypatch.setattr(torchvision.ops.boxes, 'nms', reference_nms)
         monkeypatch.setattr(torchvision.ops.poolers, 'roi_align', roi_align)
 
 
-def spread(model, photo):
-    """Weights under which boxes of many sizes and all categories are found, with scores that do not tie."""
+def randomize_weights(model, image):
+    """Sets weights with which boxes of many sizes and several categories are detected, with distinct scores."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -81,16 +82,16 @@ def spread(model, photo):
             torch.nn.init.uniform_(module.weight, 0.3, 0.6)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     predictor = model.roi_heads.box_predictor
-    standardize(model, photo, {model.rpn.head.cls_logits: 2, model.rpn.head.bbox_pred: 0.4})
-    standardize(model, photo, {predictor.cls_score: 2, predictor.bbox_pred: 0.5})
+    standardize_outputs(model, image, {model.rpn.head.cls_logits: 2, model.rpn.head.bbox_pred: 0.4})
+    standardize_outputs(model, image, {predictor.cls_score: 2, predictor.bbox_pred: 0.5})
 
 
-def standardize(model, photo, layers):
-    """Gives each output channel of the layers a mean of 0 and the standard deviation asked for, on one photo."""
+def standardize_outputs(model, image, layers):
+    """Scales layers so that on one image each output channel has mean 0 and the given standard deviation."""
     outputs = {layer: [] for layer in layers}
     handles = [layer.register_forward_hook(lambda layer, _, output: outputs[layer].append(output)) for layer in layers]
     with torch.no_grad():
-        model([photo])
+        model([image])
         for layer, handle in zip(layers, handles, strict=True):
             handle.remove()
             values = torch.cat([output.transpose(0, 1).flatten(1) for output in outputs[layer]], dim=1)  # (C, N)
@@ -99,11 +100,11 @@ def standardize(model, photo, layers):
             layer.bias.sub_(values.mean(1)).mul_(factor)
 
 
-def detector(num_classes, num_keypoints):
+def build_detector(num_classes, num_keypoints):
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(
         {
-            'model.backbone.norm_cfg.eps': 1e-5,  # of a BatchNorm2d; the published weights are for eps 0
+            'model.backbone.norm_cfg.eps': 1e-5,  # default of BatchNorm2d; the published weights require eps 0
             'model.roi_head.bbox_head.num_classes': num_classes,
             'model.roi_head.keypoint_head.num_keypoints': num_keypoints,
         }
@@ -111,17 +112,17 @@ def detector(num_classes, num_keypoints):
     return MODELS.build(cfg.model).eval()
 
 
-def detect(model, photo):
-    """A photo (3, H, W) with values in [0, 1] in RGB, as mmdet's loader gives it: BGR, to 255."""
+def detect(model, image):
+    """Runs a detector on an RGB image (3, H, W) in [0, 1], converted to mmdet's BGR in [0, 255]."""
     meta = dict(img_shape=(HEIGHT, WIDTH), ori_shape=(HEIGHT, WIDTH), scale_factor=(1.0, 1.0))
-    data = dict(inputs=[photo.flip(0) * 255], data_samples=[DetDataSample(metainfo=meta)])
+    data = dict(inputs=[image.flip(0) * 255], data_samples=[DetDataSample(metainfo=meta)])
     data = model.data_preprocessor(data, False)
     with torch.no_grad():
         (result,) = model.predict(data['inputs'], data['data_samples'])
     return result.pred_instances
 
 
-def test_a_whole_model_detects_as_torchvisions(torchvision_ops):
+def test_converted_model_matches_torchvision(torchvision_ops):
     num_classes, num_keypoints, detections, proposals = 3, 7, 12, 150
     theirs = keypointrcnn_resnet50_fpn(
         weights=None,
@@ -134,17 +135,17 @@ def test_a_whole_model_detects_as_torchvisions(torchvision_ops):
         rpn_post_nms_top_n_test=proposals,
     )
     theirs.eval()
-    photo = torch.rand(3, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(3))
-    photo = torch.nn.functional.interpolate(photo[None], size=(HEIGHT, WIDTH), mode='bicubic')[0].clamp(0, 1)
-    spread(theirs, photo)
-    ours = detector(num_classes, num_keypoints)
+    image = torch.rand(3, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(3))
+    image = torch.nn.functional.interpolate(image[None], size=(HEIGHT, WIDTH), mode='bicubic')[0].clamp(0, 1)
+    randomize_weights(theirs, image)
+    ours = build_detector(num_classes, num_keypoints)
     ours.roi_head.test_cfg.max_per_img = detections
     ours.rpn_head.test_cfg.max_per_img = proposals
     ours.load_state_dict(from_torchvision(theirs.state_dict()), strict=True)
     with torch.no_grad():
-        (expected,) = theirs([photo])
-    result = detect(ours, photo)
-    # Scores that tie, or one category or one size alone, would show little.
+        (expected,) = theirs([image])
+    result = detect(ours, image)
+    # The comparison needs distinct scores, several categories and several sizes.
     assert len(expected['scores']) == detections and expected['scores'].diff().abs().min() > 1e-5
     areas = (expected['boxes'][:, 2:] - expected['boxes'][:, :2]).prod(1)
     assert len(expected['labels'].unique()) > 1 and areas.max() > 16 * areas.min()
@@ -154,7 +155,7 @@ def test_a_whole_model_detects_as_torchvisions(torchvision_ops):
     torch.testing.assert_close(result.keypoints, expected['keypoints'][..., :2], rtol=0, atol=1e-3)
 
 
-def test_anchors_are_torchvisions():
+def test_anchors_match_torchvision():
     ours = TASK_UTILS.build(
         dict(type='RoundedAnchorGenerator', scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64])
     )
@@ -163,21 +164,20 @@ def test_anchors_are_torchvisions():
         assert torch.equal(a, b)
 
 
-def test_plain_ops_are_what_they_stand_for():
-    """The two stand-ins against mmcv's compiled ops."""
-    from mmcv.ops import nms, roi_align
-
+def test_reference_ops_match_mmcv():
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(40, 2, generator=generator) * 40
     boxes = torch.cat((corner, corner + torch.rand(40, 2, generator=generator) * 30), dim=1)
     scores = torch.rand(40, generator=generator)
-    assert torch.equal(plain_nms(boxes, scores, 0.5), nms(boxes, scores, 0.5)[1])
+    assert torch.equal(reference_nms(boxes, scores, 0.5), nms(boxes, scores, 0.5)[1])
     rois = torch.cat((torch.randint(2, (40, 1), generator=generator), boxes), dim=1)
     features = torch.randn(2, 3, 16, 18, generator=generator)
     expected = roi_align(features, rois, (7, 5), 0.25, 2, 'avg', False)
-    torch.testing.assert_close(plain_roi_align(features, rois, (7, 5), 0.25, 2, False), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        reference_roi_align(features, rois, (7, 5), 0.25, 2, False), expected, rtol=1e-4, atol=1e-5
+    )
 
 
-def test_a_weight_of_another_model_is_named():
-    with pytest.raises(InputError, match='mask_head.*keypointrcnn_resnet50_fpn'):
+def test_unknown_parameter_raises():
+    with pytest.raises(InputError, match='roi_heads.mask_head.0.0.weight'):
         from_torchvision({'roi_heads.mask_head.0.0.weight': torch.zeros(1)})

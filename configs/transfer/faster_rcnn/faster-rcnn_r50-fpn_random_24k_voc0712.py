@@ -1,4 +1,4 @@
-# Paper, Table 3: Faster R-CNN R50-FPN on Pascal VOC, from random weights.
+# Paper, Table 3: Faster R-CNN R50-FPN on Pascal VOC, randomly initialized.
 _base_ = ['../../_base_/faster-rcnn_r50-fpn_24k_voc0712.py']
 
 model = dict(init_cfg=None)

@@ -1,5 +1,5 @@
-# The small Keypoint R-CNN on another skeleton: 20 keypoints that five categories share. An example for data of your own,
-# see docs/keypoint_rcnn.md; data/voc_animals/ holds annotations/{train,val}.json, train/ and val/.
+# An example of a custom skeleton (docs/keypoint_rcnn.md): 20 keypoints shared by five categories. data/voc_animals/ must
+# contain annotations/train.json, annotations/val.json, train/ and val/.
 _base_ = ['./keypoint-rcnn_r18-fpn_demo.py']
 
 legs = ('front_elbow', 'back_elbow', 'front_knee', 'back_knee', 'front_paw', 'back_paw')
@@ -21,7 +21,7 @@ metainfo = dict(
         *((f'{side}_{end}_elbow', f'{side}_{end}_knee') for side in ('left', 'right') for end in ('front', 'back')),
         *((f'{side}_{end}_knee', f'{side}_{end}_paw') for side in ('left', 'right') for end in ('front', 'back')),
     ),
-    # COCO's of eye, nose, ear, hip, knee and ankle; 0.1 for throat, withers and tail is a guess.
+    # COCO's values of eye, nose, ear, hip, knee and ankle. COCO has no throat, withers and tail: 0.1 is a guess.
     sigmas=(0.025, 0.025, 0.026, 0.035, 0.035, *[0.107] * 4, *[0.087] * 4, *[0.089] * 4, 0.1, 0.1, 0.1),
     keypoint_offset=0.0,
 )

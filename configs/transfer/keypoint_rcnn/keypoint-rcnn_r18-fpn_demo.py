@@ -1,6 +1,6 @@
-# A small Keypoint R-CNN for two CPU cores: R18, a narrow head, few RoIs a photo. Numbers from it compare with nothing else.
-# docs/keypoint_rcnn.md has commands; for other data set data_root, ann_file, data_prefix.img and, where it is not COCO's
-# persons, metainfo of each dataset, the evaluators' ann_file, num_classes and num_keypoints.
+# A small Keypoint R-CNN for smoke tests on two CPU cores: R18, narrow heads, few RoIs per image. Its results are not
+# comparable with those of other configs. For other data, set data_root, ann_file and data_prefix.img of each dataset and
+# ann_file of the evaluators; for another skeleton also metainfo, num_classes and num_keypoints (docs/keypoint_rcnn.md).
 _base_ = ['../../_base_/keypoint-rcnn_r50_fpn.py', '../../_base_/coco_person_keypoints.py']
 
 norm_cfg = dict(type='BN', requires_grad=True)
@@ -16,7 +16,7 @@ model = dict(
     ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
-        # At most 8 positive RoIs a photo, a quarter of 32; the keypoint branch works on these alone.
+        # A quarter of 32 gives at most 8 positive RoIs per image, on which the keypoint branch trains.
         rcnn=dict(sampler=dict(num=32)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)),
@@ -36,7 +36,7 @@ test_pipeline = [
     dict(type='LoadKeypointAnnotations'),
     dict(type='PackKeypointInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# Without workers: photos this small load in milliseconds, and the cores are busy with the training.
+# No workers: small images load in milliseconds, and both cores are busy with training.
 train_dataloader = dict(
     batch_size=4, num_workers=0, persistent_workers=False, batch_sampler=None, dataset=dict(pipeline=train_pipeline)
 )
@@ -49,9 +49,9 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    # Learns a few photos by heart in fewer steps than SGD.
+    # Overfits a few images in fewer iterations than SGD.
     optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.0001),
-    # The heads' first steps at this rate are rough.
+    # Stabilizes the first iterations of the heads at this learning rate.
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [

@@ -1,4 +1,4 @@
-# From random weights.
+# Randomly initialized.
 _base_ = ['../../_base_/keypoint-rcnn_transfer_2x_coco.py']
 
 model = dict(init_cfg=None)

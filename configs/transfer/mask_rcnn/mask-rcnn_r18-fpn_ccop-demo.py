@@ -1,13 +1,13 @@
-# The transfer of `make demo`: Mask R-CNN R18-FPN on about a hundred small photos, some two minutes on two CPU cores.
-# What is smaller than in the paper's protocol serves the clock alone; numbers from it compare with nothing else.
+# The transfer step of `make demo`: Mask R-CNN R18-FPN on about a hundred small images. It is scaled down to run on two CPU
+# cores, and its results are not comparable with those of other configs.
 _base_ = ['../../_base_/mask-rcnn_ccop_transfer.py', 'mmdet::_base_/datasets/coco_instance.py']
 
-# For other photos set data_root, ann_file, data_prefix.img and metainfo.classes of each dataset, the ann_file of the
-# evaluators, and num_classes of both heads: mmengine carries a changed variable no further than its own name.
+# For other data, override data_root, ann_file, data_prefix.img and metainfo.classes of each dataset, ann_file of the
+# evaluators and num_classes of both heads. Overriding only these variables has no effect on the fields that use them.
 classes = ('ball', 'starfish', 'leaf', 'doughnut', 'crate', 'fish')
 data_root = 'data/demo/'
 
-# Heads and samples are a quarter of mmdet's, or less. Backbone and FPN are those of the pre-training.
+# Backbone and FPN must have the size of the pre-trained ones.
 model = dict(
     backbone=dict(depth=18),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=128),
@@ -41,7 +41,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
-# Without workers: four photos this small load in some ten milliseconds, and both cores are busy with the training.
+# No workers: small images load in milliseconds, and both cores are busy with training.
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
@@ -70,7 +70,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-# Four images a step keep the batch statistics usable and still give 240 steps.
+# A batch size of 4 keeps batch statistics usable and gives about 240 iterations.
 max_epochs = 10
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
@@ -78,7 +78,7 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
-    # The heads' first steps at this rate are rough.
+    # Stabilizes the first iterations of the heads at this learning rate.
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [

@@ -1,4 +1,5 @@
-# Paper, Table 8: Mask R-CNN R18-FPN on COCO, 1x, from MoCo v2 (backbone). No ResNet-18 was released with it: name one of yours.
+# Paper, Table 8: Mask R-CNN R18-FPN on COCO, 1x, initialized from MoCo v2 (backbone). Its authors released no
+# ResNet-18 weights.
 _base_ = ['../../_base_/mask-rcnn_r18-fpn_1x_coco.py']
 
 model = dict(init_cfg=dict(type='BackbonePretrained', checkpoint='checkpoints/moco_v2_r18.pth'))

@@ -1,4 +1,4 @@
-# Paper, Table 1: Mask R-CNN R50-FPN on COCO, 1x, from 800 epochs of CCOP (backbone and FPN).
+# Paper, Table 1: Mask R-CNN R50-FPN on COCO, 1x, initialized from 800 epochs of CCOP (backbone and FPN).
 _base_ = ['../../_base_/mask-rcnn_r50-fpn_1x_coco.py']
 
 model = dict(init_cfg=dict(type='CCOPPretrained', checkpoint='work_dirs/ccop_r50_fpn_800e_coco/epoch_800.pth'))

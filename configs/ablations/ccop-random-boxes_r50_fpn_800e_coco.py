@@ -1,0 +1,6 @@
+# CCOP with random boxes instead of selective search (paper, Table 5). Create the proposals with
+#   python tools/propose.py data/coco/annotations/instances_train2017.json --method random \
+#       --out data/coco/proposals/train2017-random.npz
+_base_ = ['../ccop/ccop_r50_fpn_800e_coco.py']
+
+train_dataloader = dict(dataset=dict(proposal_file='proposals/train2017-random.npz'))
