@@ -1,0 +1,272 @@
+"""The four steps as functions: propose, pre-train, transfer, inspect.
+
+The command-line tools under ``tools/`` do the same. The examples below run in order in one folder (tests/test_apis.py):
+``my_images/`` contains images, ``instances.json`` is a COCO json with boxes of some of them, and ``my_ccop.py`` is a
+pre-training config that names ``my_images/`` and ``proposals.npz``.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ccop_mm.engine import launch
+from ccop_mm.evaluation import (
+    extract_object_features,
+    knn_report,
+    load_model,
+    measure_pointing_accuracy,
+)
+from ccop_mm.proposals.runner.run import generate_proposals as _generate_proposals
+from ccop_mm.proposals.runner.summary import Summary
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.images import list_images
+from ccop_mm.weights import BackbonePretrained, CCOPPretrained, convert, newest_checkpoint
+
+__all__ = [
+    'export_checkpoint',
+    'extract_object_features',
+    'generate_proposals',
+    'knn_recall',
+    'load_model',
+    'load_pretrained',
+    'pointing_accuracy',
+    'test',
+    'train',
+]
+
+
+def generate_proposals(
+    source: str | Path,
+    out: str | Path,
+    image_root: str | Path | None = None,
+    workers: int | None = None,
+    annotations: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Summary:
+    """Generates object proposals for a set of images and writes a proposals file.
+
+    An interrupted call resumes when it is repeated. The file does not depend on the number of workers.
+
+    Args:
+        source (str | Path): Folder of images, COCO json, or text file with one path per line.
+        out (str | Path): Proposals file to write (``.npz``).
+        image_root (str | Path, optional): Folder that the paths in a json or text file are relative to.
+        workers (int, optional): Number of processes; one per core by default.
+        annotations (str | Path, optional): COCO json with ground-truth boxes, for ``method='ground-truth'`` only.
+        progress (bool): Show a progress bar on stderr.
+        **settings: Fields of :class:`ccop_mm.proposals.settings.ProposalSettings`, such as ``max_boxes=50``.
+
+    Returns:
+        Summary: Counts, skipped images and times; ``str()`` formats it as a table.
+
+    Raises:
+        InputError: The source is invalid, a setting is out of range, or ``out`` cannot be written.
+
+    Example:
+        >>> from ccop_mm import apis
+        >>> summary = apis.generate_proposals('my_images', 'proposals.npz', progress=False)
+        >>> len(summary.records), summary.skipped
+        (8, {})
+    """
+    images = list_images(source, image_root)
+    return _generate_proposals(images, out, workers=workers, annotations=annotations, progress=progress, **settings)
+
+
+def train(
+    config: str | Path,
+    work_dir: str | Path | None = None,
+    options: dict | None = None,
+    resume: bool | str = False,
+) -> str:
+    """Runs a training config: CCOP pre-training, or fine-tuning of a detector.
+
+    Args:
+        config (str | Path): Config file.
+        work_dir (str | Path, optional): Folder for logs and checkpoints; ``work_dirs/<name of the config>`` by default.
+        options (dict, optional): Settings to override, by dotted key: ``{'train_cfg.max_epochs': 1}``.
+        resume (bool | str): True: resume from the newest readable checkpoint in the work folder, if there is one. A
+            string: resume from that checkpoint.
+
+    Returns:
+        str: Path of the last checkpoint.
+
+    Raises:
+        InputError: The config, the dataset or the checkpoint to resume from is invalid, or no checkpoint was saved.
+
+    Example:
+        >>> checkpoint = apis.train('my_ccop.py', work_dir='work_dirs/my_ccop')
+        >>> checkpoint.endswith('epoch_1.pth')
+        True
+    """
+    cfg = _load_config(config, work_dir, options)
+    launch.set_resume(cfg, resume if isinstance(resume, str) else 'auto' if resume else None)
+    runner = launch.train(cfg)
+    newest = newest_checkpoint.find_newest(runner.work_dir)
+    if newest is None:
+        raise InputError(f'{config}: the run saved no checkpoint in {runner.work_dir}; set default_hooks.checkpoint')
+    return newest[0]
+
+
+def test(
+    config: str | Path, checkpoint: str, work_dir: str | Path | None = None, options: dict | None = None
+) -> dict[str, float]:
+    """Evaluates a detector on the test dataset of its config.
+
+    Args:
+        config (str | Path): Config file of the detector.
+        checkpoint (str): Checkpoint of the detector, a file or URL.
+        work_dir (str | Path, optional): Folder for logs; ``work_dirs/<name of the config>`` by default.
+        options (dict, optional): Settings to override, by dotted key.
+
+    Returns:
+        dict[str, float]: Metrics, such as ``coco/bbox_mAP``.
+
+    Raises:
+        InputError: The checkpoint or the data is missing, or the config has no test dataset.
+
+    Example:
+        >>> metrics = apis.test('my_detector.py', detector_checkpoint, work_dir='work_dirs/my_detector')
+        >>> 0 <= metrics['coco/bbox_mAP_50'] <= 1
+        True
+    """
+    return launch.test(_load_config(config, work_dir, options), checkpoint)
+
+
+def load_pretrained(detector: nn.Module, checkpoint: str, backbone_only: bool = False) -> nn.Module:
+    """Loads pre-trained weights into an mmdet detector: all keys of its backbone and FPN, or none.
+
+    Args:
+        detector (nn.Module): Detector with a ResNet and, unless ``backbone_only``, an FPN.
+        checkpoint (str): Checkpoint of a CCOP pre-training, or any format that the tools import; a file or URL.
+        backbone_only (bool): Load the backbone only, from a checkpoint without an FPN (ImageNet, MoCo v2).
+
+    Returns:
+        nn.Module: ``detector``.
+
+    Raises:
+        InputError: The checkpoint cannot be read, or keys are missing, unused or of another shape.
+
+    Example:
+        >>> detector = apis.load_model('my_detector.py')
+        >>> detector = apis.load_pretrained(detector, checkpoint)
+        >>> torch.equal(detector.backbone.conv1.weight, read_state_dict(checkpoint)['backbone.conv1.weight'])
+        True
+    """
+    initializer = BackbonePretrained(checkpoint) if backbone_only else CCOPPretrained(checkpoint)
+    initializer(detector)
+    return detector
+
+
+def export_checkpoint(checkpoint: str | Path, out: str | Path, to: str = 'ccop') -> str:
+    """Writes the backbone and the FPN of a checkpoint in another format.
+
+    Args:
+        checkpoint (str | Path): Checkpoint to read.
+        out (str | Path): File to write: ``.pth``, ``.pt`` or ``.safetensors``.
+        to (str): ``'ccop'`` (mmdet's names), ``'torchvision'``, ``'timm'`` or ``'detectron2'``.
+
+    Returns:
+        str: One line that describes the written file.
+
+    Raises:
+        InputError: The checkpoint cannot be read, is incomplete or of an unknown format, or ``to`` is unknown.
+
+    Example:
+        >>> print(apis.export_checkpoint(checkpoint, 'backbone.safetensors', to='torchvision'))  # doctest: +ELLIPSIS
+        backbone.safetensors: ResNet-18...
+    """
+    return convert(checkpoint, to, out)
+
+
+def knn_recall(
+    model: nn.Module,
+    annotation_file: str | Path,
+    image_root: str | Path,
+    size: int = 224,
+    stage: int = -1,
+    max_objects: int | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    """Computes object kNN recall of backbone features and object embeddings (paper, Table 9).
+
+    Args:
+        model (nn.Module): From :func:`load_model`.
+        annotation_file (str | Path): COCO json with boxes.
+        image_root (str | Path): Folder that its file names are relative to.
+        size (int): Short side in pixels to which images are resized.
+        stage (int): Index of the backbone stage; -1 is C5.
+        max_objects (int, optional): Approximate number of objects to use, a random subset of the images.
+        device (torch.device | str, optional): Device to run on; the model's own by default.
+
+    Returns:
+        dict[str, float]: ``num_objects``, ``num_classes``, ``chance``, and ``backbone@k`` and ``embedding@k`` in [0, 1]
+        for several k.
+
+    Raises:
+        InputError: The annotations or images are invalid, or there are fewer than two objects.
+
+    Example:
+        >>> recall = apis.knn_recall(model, 'instances.json', 'my_images', size=64)
+        >>> recall['num_objects'], recall['num_classes']
+        (16, 2)
+    """
+    features: dict[str, Tensor] = extract_object_features(
+        model, annotation_file, image_root, size=size, stage=stage, max_objects=max_objects, device=device
+    )
+    return knn_report(features)
+
+
+def pointing_accuracy(
+    model: nn.Module,
+    annotation_file: str | Path,
+    image_root: str | Path,
+    size: int = 224,
+    max_images: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    """Computes pointing game accuracy: how often the most similar cell of another view lies in the same object.
+
+    Args:
+        model (nn.Module): From :func:`load_model`.
+        annotation_file (str | Path): COCO json with boxes.
+        image_root (str | Path): Folder that its file names are relative to.
+        size (int): Side of the views in pixels.
+        max_images (int, optional): Number of images to use, a random subset.
+        repeats (int): Pairs of views per image.
+        seed (int): Seed of the views and of the subset.
+        device (torch.device | str, optional): Device to run on; the model's own by default.
+
+    Returns:
+        dict[str, float]: Accuracy per level in [0, 1], chance, and bootstrap intervals.
+
+    Raises:
+        InputError: The annotations or images are invalid.
+
+    Example:
+        >>> accuracy = apis.pointing_accuracy(model, 'instances.json', 'my_images', size=64)
+        >>> 0 <= accuracy['C4'] <= 1
+        True
+    """
+    result = measure_pointing_accuracy(
+        model, annotation_file, image_root, size=size, max_images=max_images, repeats=repeats, seed=seed, device=device
+    )
+    return result.report()
+
+
+def _load_config(config: str | Path, work_dir: str | Path | None, options: dict | None) -> Config:
+    """Loads a config as tools/train.py does."""
+    arguments = argparse.Namespace(
+        config=str(config),
+        work_dir=None if work_dir is None else str(work_dir),
+        cfg_options=options or {},
+        launcher='none',
+        local_rank=0,
+    )
+    return launch.load_config(arguments)
