@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# tools/dist_train.sh CONFIG PROCESSES [tools/train.py's options]: one process per GPU, or per CPU share where there is none.
-# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+# Usage: tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
+# Starts one process per GPU, or PROCESSES processes on the CPU if there is no GPU.
+# For several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT on each of them.
 set -euo pipefail
 
 [ $# -ge 2 ] || { echo "usage: $0 CONFIG PROCESSES [options of tools/train.py]" >&2; exit 2; }
@@ -8,7 +9,7 @@ CONFIG=$1
 PROCESSES=$2
 shift 2
 
-# The environment that `make env` made is used if none is active.
+# Use the environment created by `make env` if no other one is active.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python}
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$ROOT/${VENV:-.venv}/bin/python" ]; then

@@ -1,232 +1,244 @@
-"""Step one: finds boxes that may hold an object in photos, and writes them to one file, by image id.
+"""Generates object proposals for images and writes them to one file, by image id.
 
-Example: python tools/propose.py data/photos --out data/proposals.npz
-A run that was killed goes on where it was when the same command is repeated.
+Example: python tools/propose.py data/images --out data/proposals.npz
+Repeating the command after an interruption resumes the run.
 
 Other commands, each with --help:
-  propose.py verify FILE SOURCE              does the file belong to these photos, is it whole and plausible?
+  propose.py verify FILE SOURCE              check that a proposals file belongs to the images
   propose.py evaluate FILE ANNOTATIONS       recall of annotated objects
-  propose.py merge FILE ... --out FILE       the shards of a job array (--shard), or several sets, to one file
-  propose.py export FILE --out JSON          to COCO json
-  propose.py import JSON --out FILE          from COCO json
+  propose.py merge FILE ... --out FILE       merge the shards of a job array (--shard), or several sets of images
+  propose.py export FILE --out JSON          convert to COCO json
+  propose.py import JSON --out FILE          convert from COCO json
 """
 
 import argparse
+import os
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from ccop_mm.errors import exit_on_input_error
-from ccop_mm.proposals import ProposalStore, export_coco, import_coco, list_photos
-from ccop_mm.proposals.evaluate import evaluate, read_objects
-from ccop_mm.proposals.rules import METHODS, Rules
-from ccop_mm.proposals.run import run
-from ccop_mm.proposals.search import ENGINES, MODES
-from ccop_mm.proposals.select import MERGES
-from ccop_mm.proposals.shards import merge
+if __name__ == '__main__':
+    # Neither this tool nor its worker processes need torch and the OpenMMLab packages, which take seconds to import.
+    os.environ.setdefault('CCOP_MM_LAZY', '1')
+
+from ccop_mm.proposals import (
+    ProposalSettings,
+    ProposalStore,
+    export_coco,
+    generate_proposals,
+    import_coco,
+    list_images,
+    merge,
+)
+from ccop_mm.proposals.evaluate import evaluate
+from ccop_mm.proposals.settings import GROUND_TRUTH_SETTINGS
 from ccop_mm.proposals.verify import verify
-from ccop_mm.visualization import draw_sizes
-from ccop_mm.visualization.figure_file import check_figure_path
-
-SOURCE_HELP = 'folder of photos (with subfolders), COCO json, or text list (*.txt) of a path a line'
-ROOT_HELP = "folder of the json's or list's photos; guessed by default"
+from ccop_mm.utils.coco_json import read_objects
+from ccop_mm.utils.errors import exit_on_input_error
 
 
-def parser_of(command=None, doc=__doc__):
-    prog = f'{Path(sys.argv[0]).name} {command}' if command else None
-    return argparse.ArgumentParser(
-        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-
-
-def add_rules(parser):
-    """Options named as the fields of Rules; None means what is customary for the method."""
-    default = Rules
-    group = parser.add_argument_group('how boxes are found and selected')
-    group.add_argument('--method', choices=METHODS, default=default.method, help="Table 5's rows (%(default)s)")
-    group.add_argument('--annotations', help='COCO json of the true boxes; SOURCE by default, if that is a json')
-    group.add_argument('--mode', choices=MODES, help=f'selective search strategy ({default.mode})')
-    group.add_argument('--engine', choices=ENGINES, help=f"ours, or OpenCV's: same boxes, slower ({default.engine})")
-    group.add_argument('--max-side', type=int, help=f'larger photos are shrunk to search; 0: none ({default.max_side})')
-    group.add_argument('--min-area', type=float, help=f'in square pixels ({default.min_area:g}; ground truth: 0)')
-    group.add_argument('--max-aspect', type=float, help=f'longer by shorter ({default.max_aspect:g}; true boxes: any)')
-    group.add_argument('--merge', choices=MERGES, help=f'which box takes in others ({default.merge}; true boxes: none)')
-    group.add_argument('--merge-iou', type=float, help=f'merge above it ({default.merge_iou:g})')
-    group.add_argument('--max-boxes', type=int, help=f'boxes kept a photo, in random order ({default.max_boxes})')
-    group.add_argument('--seed', type=int, help=f'of that order and of random boxes ({default.seed})')
-
-
-def propose_parser():
-    parser = parser_of()
-    parser.add_argument('source', help=SOURCE_HELP)
-    parser.add_argument('--out', required=True, help='file to write, customarily .npz')
-    parser.add_argument('--image-root', help=ROOT_HELP)
-    add_rules(parser)
-    parser.add_argument('--workers', type=int, help='processes; one for each core by default')
-    parser.add_argument('--scheduler', metavar='ADDRESS', help='work on the cluster of this Dask scheduler instead')
-    parser.add_argument('--shard', metavar='i/n', help='only the i-th of n parts of the photos; see merge')
-    parser.add_argument('--evaluate', metavar='ANNOTATIONS', help='COCO json to measure recall against')
-    parser.add_argument('--figure', help='histogram that --evaluate draws, *.png or *.svg (OUT_sizes.png)')
-    parser.add_argument('--skip-bad', action='store_true', help='exit with 0 although photos were skipped')
-    return parser
-
-
-def propose_command(args):
-    names = (
-        'method',
-        'mode',
-        'engine',
-        'max_side',
-        'min_area',
-        'max_aspect',
-        'merge',
-        'merge_iou',
-        'max_boxes',
-        'seed',
-    )
-    rules = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def run_generate(args: argparse.Namespace) -> int:
+    settings = {field.name: getattr(args, field.name) for field in fields(ProposalSettings) if field.name in args}
     annotations = args.annotations
-    if args.method == 'ground-truth' and annotations is None and args.source.lower().endswith('.json'):
+    if settings.get('method') == 'ground-truth' and annotations is None and args.source.lower().endswith('.json'):
         annotations = args.source
-    photos = list_photos(args.source, args.image_root)
-    if args.evaluate:  # a fault of these files should not wait until the search is over
+    images = list_images(args.source, args.image_root)
+    if args.evaluate:  # errors in these arguments are reported before the search
         read_objects(args.evaluate)
-        figure = check_figure_path(args.figure or Path(args.out).with_suffix('').as_posix() + '_sizes.png')
+        figure = check_figure(args.figure or Path(args.out).with_suffix('').as_posix() + '_sizes.png')
     try:
-        summary = run(
-            photos,
+        summary = generate_proposals(
+            images,
             args.out,
             workers=args.workers,
             scheduler=args.scheduler,
             shard=args.shard,
             annotations=annotations,
-            **rules,
+            **settings,
         )
     except KeyboardInterrupt:
         partial = Path(f'{args.out}.partial')
-        kept = f'finished photos are kept in {partial}' if partial.exists() else 'no photo was finished'
-        print(f'interrupted: {kept}; repeat the command to go on', file=sys.stderr)
+        state = f'finished images are stored in {partial}' if partial.exists() else 'no image was finished'
+        print(f'interrupted: {state}; repeat the command to resume', file=sys.stderr)
         return 130
     print(summary)
     if args.evaluate:
         print_evaluation(ProposalStore.load(args.out), args.evaluate, figure)
     if summary.skipped and not args.skip_bad:
-        print(f'exit code 1: {len(summary.skipped)} photos were skipped, all others are in the file (--skip-bad: 0)')
+        print(f'exit code 1: {len(summary.skipped)} images were skipped, the file contains all others (see --skip-bad)')
         return 1
     return 0
 
 
-def print_evaluation(store, annotations, figure):
+def run_verify(args: argparse.Namespace) -> int:
+    store = ProposalStore.load(args.file)
+    report = verify(store, list_images(args.source, args.image_root), again=args.again, workers=args.workers)
+    print(report)
+    return 1 if report.problems else 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    figure = check_figure(args.figure) if args.figure else None
+    print_evaluation(ProposalStore.load(args.file), args.annotations, figure)
+    return 0
+
+
+def run_merge(args: argparse.Namespace) -> int:
+    store = merge(args.files, args.out)
+    print(f'{format_counts(store)}, {len(store.skipped)} skipped: {args.out}')
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    store = ProposalStore.load(args.file)
+    export_coco(store, args.out)
+    print(f'{format_counts(store)}: {args.out}')
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> int:
+    store = import_coco(args.json, args.images_json, args.proposals)
+    store.save(args.out)
+    print(f'{format_counts(store)}, {store.metadata.get("method")}: {args.out}')
+    return 0
+
+
+def format_counts(store: ProposalStore) -> str:
+    return f'{len(store)} images, {int(store.num_boxes.sum())} boxes'
+
+
+def check_figure(path: str) -> Path:
+    """Checks the suffix of a figure's path, and that the plotting libraries can be imported."""
+    import ccop_mm
+
+    ccop_mm.register_all_modules()  # figures import torch and the OpenMMLab packages
+    from ccop_mm.visualization.figure_file import check_figure_path
+
+    return check_figure_path(path)
+
+
+def print_evaluation(store: ProposalStore, annotations: str, figure: Path | None) -> None:
     for name, value in evaluate(store, annotations).items():
         print(f'{name:18s} {value:.3f}' if isinstance(value, float) else f'{name:18s} {value}')
     if figure:
-        draw_sizes(store, annotations, out=figure)
-        print(f'sizes              {figure}')
+        from ccop_mm.visualization.proposal_figure import plot_box_sizes
+
+        plot_box_sizes(store, annotations, out=figure)
+        print(f'figure             {figure}')
 
 
-def evaluate_parser():
-    parser = parser_of('evaluate', 'Recall and overlap of annotated objects, and a histogram of box sizes.')
-    parser.add_argument('file', help='proposals file')
-    parser.add_argument('annotations', help='COCO json of true boxes; photos are matched by file name')
-    parser.add_argument('--figure', help='histogram to write, *.png or *.svg')
-    return parser
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds one option per field of ProposalSettings; options that are not given are absent from the namespace."""
+    group = parser.add_argument_group('proposal settings')
+    for field in fields(ProposalSettings):
+        default = f'default: {field.default}'
+        if field.name in GROUND_TRUTH_SETTINGS:
+            default += f', for ground truth: {GROUND_TRUTH_SETTINGS[field.name]}'
+        group.add_argument(
+            f'--{field.name.replace("_", "-")}',
+            type=field.type,
+            choices=field.metadata['choices'],
+            default=argparse.SUPPRESS,
+            help=f'{field.metadata["help"]} ({default})',
+        )
 
 
-def evaluate_command(args):
-    print_evaluation(ProposalStore.load(args.file), args.annotations, args.figure)
-    return 0
-
-
-def verify_parser():
-    doc = 'Checks checksum, ids, names, sizes, boxes and provenance. Exit code 0: no fault, 1: faults.'
-    parser = parser_of('verify', doc)
-    parser.add_argument('file', help='proposals file')
-    parser.add_argument('source', help=SOURCE_HELP)
-    parser.add_argument('--image-root', help=ROOT_HELP)
-    parser.add_argument('--again', type=int, default=0, metavar='N', help='also find the boxes of N photos anew')
-    parser.add_argument('--workers', type=int, default=1, help='processes (%(default)s)')
-    return parser
-
-
-def verify_command(args):
-    store = ProposalStore.load(args.file)
-    report = verify(store, list_photos(args.source, args.image_root), again=args.again, workers=args.workers)
-    print(report)
-    return 1 if report.faults else 0
-
-
-def merge_parser():
-    parser = parser_of('merge', 'Puts the shards of one run, or files of several sets of photos, into one file.')
-    parser.add_argument('files', nargs='+', help='proposals files made by the same rules')
-    parser.add_argument('--out', required=True, help='file to write')
-    return parser
-
-
-def merge_command(args):
-    merged = merge(args.files, args.out)
-    print(f'{len(merged)} photos, {int(merged.num_boxes.sum())} boxes, {len(merged.skipped)} skipped: {args.out}')
-    return 0
-
-
-def export_parser():
-    parser = parser_of('export', 'Writes proposals as COCO json: a box an annotation, one category.')
-    parser.add_argument('file', help='proposals file')
-    parser.add_argument('--out', required=True, help='json to write')
-    return parser
-
-
-def export_command(args):
-    store = ProposalStore.load(args.file)
-    export_coco(store, args.out)
-    print(f'{len(store)} photos, {int(store.num_boxes.sum())} boxes: {args.out}')
-    return 0
-
-
-def import_parser():
-    parser = parser_of('import', 'Makes a proposals file of a COCO json: an export, annotations, or results.')
-    parser.add_argument('json', help='COCO json, or a list of results ("image_id", "bbox")')
-    parser.add_argument('--out', required=True, help='file to write')
-    parser.add_argument('--photos', metavar='JSON', help='for results: COCO json of their photos')
-    parser.add_argument(
-        '--proposals', action='store_true', help="the annotations are another tool's proposals, no truth"
+def build_parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
+    """Builds the parser; returns it and the names of its commands."""
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument(
+        'source', help='folder of images (searched recursively), COCO json, or *.txt with a path per line'
     )
-    return parser
+    source.add_argument('--image-root', help='folder of the images of a json or text file (default: guessed)')
+    stored = argparse.ArgumentParser(add_help=False)
+    stored.add_argument('file', help='proposals file')
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument('--out', required=True, help='file to write')
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    def add_command(
+        name: str,
+        function: Callable[[argparse.Namespace], int],
+        parents: list[argparse.ArgumentParser],
+        description: str,
+        prog: str | None = None,
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            parents=parents,
+            description=description,
+            prog=prog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(function=function)
+        return command
+
+    command = add_command('generate', run_generate, [source, output], __doc__ or '', prog=parser.prog)
+    add_settings(command)
+    command.add_argument(
+        '--annotations', help='COCO json for --method ground-truth (default: SOURCE if that is a json)'
+    )
+    command.add_argument('--workers', type=int, help='number of processes (default: number of cores)')
+    command.add_argument('--scheduler', metavar='ADDRESS', help='run on the workers of this Dask scheduler instead')
+    command.add_argument('--shard', metavar='i/n', help='process only the i-th of n parts of the images; see merge')
+    command.add_argument('--evaluate', metavar='ANNOTATIONS', help='COCO json with objects whose recall is measured')
+    command.add_argument(
+        '--figure', help='histogram of box sizes for --evaluate, *.png or *.svg (default: OUT_sizes.png)'
+    )
+    command.add_argument('--skip-bad', action='store_true', help='return exit code 0 although images were skipped')
+
+    description = 'Checks checksum, ids, file names, sizes, boxes and settings. Exit code 0: no problem, 1: problems.'
+    command = add_command('verify', run_verify, [stored, source], description)
+    command.add_argument(
+        '--again', type=int, default=0, metavar='N', help='also generate the boxes of N images again and compare them'
+    )
+    command.add_argument('--workers', type=int, default=1, help='number of processes (default: %(default)s)')
+
+    description = 'Prints recall and overlap of annotated objects, and plots a histogram of box sizes.'
+    command = add_command('evaluate', run_evaluate, [stored], description)
+    command.add_argument('annotations', help='COCO json with ground-truth boxes; images are matched by file name')
+    command.add_argument('--figure', help='histogram to write, *.png or *.svg')
+
+    description = 'Merges the shards of one run, or the proposals files of several sets of images.'
+    command = add_command('merge', run_merge, [output], description)
+    command.add_argument('files', nargs='+', help='proposals files generated with the same settings')
+
+    add_command('export', run_export, [stored, output], 'Writes proposals as COCO json with a single category.')
+
+    description = 'Creates a proposals file from a COCO json: an export, annotations, or detection results.'
+    command = add_command('import', run_import, [output], description)
+    command.add_argument('json', help='COCO json, or a list of results ("image_id", "bbox")')
+    command.add_argument(
+        '--images-json',
+        '--photos',  # codespell:ignore photos (option of version 0.1)
+        metavar='JSON',
+        help='COCO json that lists the images of detection results',
+    )
+    command.add_argument(
+        '--proposals', action='store_true', help='the annotations are proposals of another tool, not ground truth'
+    )
+    return parser, tuple(commands.choices)
 
 
-def import_command(args):
-    store = import_coco(args.json, args.photos, args.proposals)
-    store.save(args.out)
-    print(f'{len(store)} photos, {int(store.num_boxes.sum())} boxes, {store.metadata.get("method")}: {args.out}')
-    return 0
-
-
-COMMANDS = {
-    'evaluate': (evaluate_parser, evaluate_command),
-    'export': (export_parser, export_command),
-    'import': (import_parser, import_command),
-    'merge': (merge_parser, merge_command),
-    'verify': (verify_parser, verify_command),
-}
-
-
-def parse_args(argv=None):
-    """The arguments, and ``command``, the function to call with them."""
-    argv = sys.argv[1:] if argv is None else argv
-    make_parser, command = propose_parser, propose_command
-    # A folder of such a name is meant by ./verify.
-    if argv and argv[0] in COMMANDS:
-        (make_parser, command), argv = COMMANDS[argv[0]], argv[1:]
-    parser = make_parser()
-    parser.set_defaults(command=command)
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = build_parser()
+    if not argv or argv[0] not in commands:  # a folder with the name of a command is given as ./NAME
+        argv.insert(0, 'generate')
     return parser.parse_args(argv)
 
 
 @exit_on_input_error
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    return args.command(args)
+    return args.function(args)
 
 
 if __name__ == '__main__':
-    # File names that are not UTF-8 are shown escaped.
+    # File names that are not valid UTF-8 are printed escaped.
     sys.stdout.reconfigure(errors='backslashreplace')
     sys.exit(main())

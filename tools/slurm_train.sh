@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# tools/slurm_train.sh PARTITION JOB_NAME CONFIG [tools/train.py's options]
-# GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS are read from the environment.
+# Usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
+# Environment variables: GPUS (total number, default 8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS.
 set -euo pipefail
 
 [ $# -ge 3 ] || { echo "usage: $0 PARTITION JOB_NAME CONFIG [options of tools/train.py]" >&2; exit 2; }
@@ -14,7 +14,7 @@ GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 [ "$GPUS" -ge "$GPUS_PER_NODE" ] || GPUS_PER_NODE=$GPUS
 
-# SRUN_ARGS holds several arguments: it is meant to be split.
+# SRUN_ARGS contains several arguments and is split on purpose.
 # shellcheck disable=SC2086
 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec srun \
   --partition="$PARTITION" \

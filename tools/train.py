@@ -1,43 +1,57 @@
-"""Trains: pre-training and transfer alike.
+"""Trains a model: CCOP pre-training, or a detector initialized from its checkpoint.
 
-python tools/train.py configs/ccop/ccop_r50_fpn_800e_coco.py
-python tools/train.py configs/transfer/mask_rcnn/mask-rcnn_r50-fpn_ccop-800e_1x_coco.py
+Examples:
+  python tools/train.py configs/ccop/ccop_r50_fpn_800e_coco.py
+  python tools/train.py configs/transfer/mask_rcnn/mask-rcnn_r50-fpn_ccop-800e_1x_coco.py
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from ccop_mm.engine import launch
-from ccop_mm.errors import exit_on_input_error
+# Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
+sys.path.append(str(Path(__file__).resolve().parent))
+from common_arguments import add_common_arguments
 
 
-def parse_args():
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description='Train a model: CCOP pre-training, or a detector from its checkpoint')
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from a checkpoint; from the newest in the work folder if none is named',
+        help='resume from a checkpoint; without a value, from the newest readable one in the work directory',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs a GPU)')
+    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (requires a GPU)')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate by the photos of a step over the config's auto_scale_lr.base_batch_size",
+        help='scale the learning rate by the ratio of the total batch size to auto_scale_lr.base_batch_size',
     )
-    launch.add_common_arguments(parser)
-    return parser.parse_args()
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
 
 
-@exit_on_input_error
-def main():
-    """Runs the tool."""
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Trains the model."""
+    from ccop_mm.engine import launch
+
     cfg = launch.load_config(args)
     launch.set_resume(cfg, args.resume)
     launch.train(cfg)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    # Imported after parsing, so that --help does not wait for torch.
+    from ccop_mm.utils.errors import exit_on_input_error
+
+    exit_on_input_error(run)(args)
 
 
 if __name__ == '__main__':
