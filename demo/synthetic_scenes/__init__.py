@@ -1,0 +1,1 @@
+"""Synthetic multi-object images in COCO layout."""
