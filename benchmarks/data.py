@@ -1,17 +1,17 @@
-"""CPU time of the data pipeline per photo: ours beside mmselfsup's MoCo v2 pipeline and the floor, in turn in one run.
+"""Measures the CPU time of the data pipeline per image, compared with mmselfsup's MoCo v2 pipeline and a lower bound.
 
-python benchmarks/data.py --data PHOTOS [--json FILE]     # a folder of photos; boxes are drawn at random
-python benchmarks/data.py --memory                        # resident memory of a loader over 118,000 photos
+python benchmarks/data.py --data IMAGES [--json FILE]     # IMAGES: a folder; the boxes are random
+python benchmarks/data.py --memory                        # memory of a data loader over 118,000 images
 
-mmselfsup        its MoCo v2 pipeline, without boxes, collated in batches of 32
-mmselfsup, full  the same, and normalized by its data preprocessor
+mmselfsup        mmselfsup's MoCo v2 pipeline, without boxes, collated in batches of 32
+mmselfsup, full  the same, plus normalization by its data preprocessor
 per image        TwoObjectViews: the same transforms, with boxes
-loader           SplitTwoObjectViews: what is left to the loader; 48 boxes a photo
-full CPU         the loader's part, then the photometric part and normalization, on the CPU
-floor            reading, decoding and two bare crops to 224 px by OpenCV's fastest filter, nothing else
+loader           SplitTwoObjectViews: the part that runs in the data loader; 48 boxes per image
+full CPU         the loader's part, plus the photometric part and normalization, on the CPU
+floor            lower bound: reading, decoding and two crops to 224 px with OpenCV's bilinear filter
 
-"full" is compared with "mmselfsup, full", the others with "mmselfsup". Each is one process and one thread. A ratio is
-the median of those of rounds measured next to each other.
+"full CPU" is compared with "mmselfsup, full", the others with "mmselfsup". All run alternately in one process on one
+thread. Ratios are medians of the ratios within a round.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -29,52 +30,52 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ccop_mm.datasets import EpochIndexSampler, SampleKey
-from ccop_mm.datasets.transforms import sample_window
-from ccop_mm.errors import InputError, exit_on_input_error
-from ccop_mm.fileio import atomic_write
-from ccop_mm.proposals.sources import BadPhoto, list_photos, load_photo
+from ccop_mm.datasets.transforms import sample_crop_box
 from ccop_mm.proposals.store import ProposalStore
+from ccop_mm.utils.errors import InputError, exit_on_input_error
+from ccop_mm.utils.file_io import atomic_write
+from ccop_mm.utils.images import UnreadableImageError, list_images, load_image
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 32
-#: Proposals stored for each photo: as many as the search keeps.
-STORED = 100
+BATCH_SIZE = 32
+#: Proposals stored per image, as many as tools/propose.py keeps.
+NUM_STORED = 100
 
 
-def random_boxes(shape, rng):
-    """``(STORED, 4)`` boxes within an image, of 16 px to half its side: their number is what costs, not their place."""
+def random_boxes(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Samples ``(NUM_STORED, 4)`` boxes inside an image of ``(height, width)``, with sides from 16 px to half of it."""
     height, width = shape
-    sides = rng.uniform(16, min(height, width) / 2, (STORED, 2))
-    corners = rng.uniform(0, 1, (STORED, 2)) * ([width, height] - sides)
+    sides = rng.uniform(16, min(height, width) / 2, (NUM_STORED, 2))
+    corners = rng.uniform(0, 1, (NUM_STORED, 2)) * ([width, height] - sides)
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
 
 
-def make_store(folder, path):
-    """Writes proposals for a folder's photos; leaves out those that cannot be read."""
+def write_store(folder: str, path: Path) -> None:
+    """Writes random proposals for the images of a folder; unreadable ones are recorded as skipped."""
     rng, entries, skipped = np.random.default_rng(0), [], {}
-    for photo in list_photos(folder):
+    for image_file in list_images(folder):
         try:
-            shape = load_photo(photo.path)[0].shape[:2]
-        except BadPhoto as reason:
-            skipped[photo.file_name] = str(reason)
+            shape = load_image(image_file.path)[0].shape[:2]
+        except UnreadableImageError as error:
+            skipped[image_file.file_name] = str(error)
             continue
-        entries.append((photo.image_id, photo.file_name, shape, random_boxes(shape, rng)))
+        entries.append((image_file.image_id, image_file.file_name, shape, random_boxes(shape, rng)))
     ProposalStore(entries, skipped).save(path)
 
 
-def build(config, folder, store, **changes):
-    """The data set of a config over a folder of photos."""
+def build_dataset(config: str, folder: str, store: Path, **changes: object) -> Dataset:
+    """Builds the training dataset of a config in ``configs/`` for a folder of images."""
     settings = Config.fromfile(ROOT / 'configs' / config).train_dataloader.dataset
     settings.update(data_root=None, ann_file='', data_prefix=dict(img_path=str(folder)), proposal_file=str(store))
     settings.update(changes)
     return DATASETS.build(settings)
 
 
-def mmselfsup_pipeline():
-    """mmselfsup's ``imagenet_mocov2`` pipeline, as its config has it."""
+def mmselfsup_pipeline() -> Callable[[dict], dict]:
+    """Builds mmselfsup's ``imagenet_mocov2`` pipeline with the settings of its config."""
     from mmcv.transforms import Compose
 
     views = [
@@ -97,40 +98,40 @@ def mmselfsup_pipeline():
     )
 
 
-def bare_floor(path):
-    """Reading, decoding and two crops."""
+def lower_bound(path: str) -> None:
+    """Reads and decodes an image and makes two crops."""
     image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     for _ in range(2):
-        x1, y1, x2, y2 = sample_window(*image.shape[:2], (0.2, 1.0), (3 / 4, 4 / 3))
+        x1, y1, x2, y2 = sample_crop_box(*image.shape[:2], (0.2, 1.0), (3 / 4, 4 / 3))
         cv2.resize(image[y1:y2, x1:x2], (224, 224))
 
 
-def run_batches(samples, preprocessor=None):
-    """Collates samples, an iterator, by :data:`BATCH`; prepares the batches where that is asked for."""
+def run_batches(samples: Iterable[dict], preprocessor: torch.nn.Module | None = None) -> None:
+    """Collates samples in batches of :data:`BATCH_SIZE` and optionally passes them through a data preprocessor."""
     batch = []
     for sample in samples:
         batch.append(sample)
-        if len(batch) == BATCH:
+        if len(batch) == BATCH_SIZE:
             data = default_collate(batch)
             if preprocessor is not None:
                 preprocessor(data)
             batch = []
 
 
-def measure(folder, rounds):
-    """Milliseconds of CPU time per photo: a list of rounds for each name."""
+def measure(folder: str, rounds: int) -> dict[str, list[float]]:
+    """Measures the CPU time per image in ms; returns pipeline name -> one value per round."""
     with tempfile.TemporaryDirectory() as temporary:
         store = Path(temporary, 'proposals.npz')
-        make_store(folder, store)
-        split = build('ccop/ccop_r50_fpn_800e_coco.py', folder, store)
-        per_image = build('_base_/coco_two_views_per_image.py', folder, store)
-    preprocessing = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
-    ours = MODELS.build(dict(type='TwoViewDataPreprocessor', **preprocessing))
-    theirs = MODELS.build(dict(type='SelfSupDataPreprocessor', **preprocessing))
-    pipeline, count = mmselfsup_pipeline(), 2 * BATCH
+        write_store(folder, store)
+        split = build_dataset('ccop/ccop_r50_fpn_800e_coco.py', folder, store)
+        per_image = build_dataset('_base_/coco_two_views_per_image.py', folder, store)
+    normalization = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+    ours = MODELS.build(dict(type='TwoViewDataPreprocessor', **normalization))
+    theirs = MODELS.build(dict(type='SelfSupDataPreprocessor', **normalization))
+    pipeline, count = mmselfsup_pipeline(), 2 * BATCH_SIZE
     paths = [split.get_data_info(number % len(split))['img_path'] for number in range(count)]
 
-    def keys(epoch):
+    def keys(epoch: int) -> list[SampleKey]:
         return [SampleKey(0, epoch, number % len(split), number) for number in range(count)]
 
     runs = {
@@ -139,125 +140,129 @@ def measure(folder, rounds):
         'per image': lambda epoch: run_batches(per_image[key] for key in keys(epoch)),
         'loader': lambda epoch: run_batches(split[key] for key in keys(epoch)),
         'full CPU': lambda epoch: run_batches((split[key] for key in keys(epoch)), ours),
-        'floor': lambda epoch: [bare_floor(path) for path in paths],
+        'floor': lambda epoch: [lower_bound(path) for path in paths],
     }
-    times = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            started = time.process_time()
+            start = time.process_time()
             run(number)
-            if number:  # the first round warms up
-                times[name].append(1000 * (time.process_time() - started) / count)
+            if number:  # the first round is a warm-up
+                times[name].append(1000 * (time.process_time() - start) / count)
     return times
 
 
-def ratio(slow, fast):
-    """Median of the rounds' ratios."""
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Returns the median of the ratios within a round."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def report_speed(folder, rounds):
-    """Prints the table; returns the figures."""
+def report_speed(folder: str, rounds: int) -> dict[str, float]:
+    """Measures the CPU times and prints a table; returns name -> result."""
     times = measure(folder, rounds)
-    print(f'one thread, CPU time, median of {rounds} rounds of {2 * BATCH} photos')
-    print('                   ms/photo   photos/s   over mmselfsup   of the floor')
+    print(f'one thread, CPU time, median of {rounds} rounds of {2 * BATCH_SIZE} images')
+    print('                   ms/image   images/s   over mmselfsup   of the floor')
     for name, values in times.items():
-        median, peer = statistics.median(values), times['mmselfsup, full' if 'full' in name else 'mmselfsup']
+        median, baseline = statistics.median(values), times['mmselfsup, full' if 'full' in name else 'mmselfsup']
         print(
-            f'{name:17s} {median:9.2f} {1000 / median:10.0f} {ratio(peer, values):16.2f} '
+            f'{name:17s} {median:9.2f} {1000 / median:10.0f} {ratio(baseline, values):16.2f} '
             f'{ratio(values, times["floor"]):14.2f}'
         )
-    mine = {name.replace(', ', '_').replace(' ', '_').lower(): values for name, values in times.items()}
+    flat = {name.replace(', ', '_').replace(' ', '_').lower(): values for name, values in times.items()}
     return {
-        'loader_over_mmselfsup': ratio(mine['mmselfsup'], mine['loader']),
-        'full_cpu_over_mmselfsup': ratio(mine['mmselfsup_full'], mine['full_cpu']),
-        'per_image_over_mmselfsup': ratio(mine['mmselfsup'], mine['per_image']),
-        'loader_over_floor': ratio(mine['loader'], mine['floor']),
-        **{f'{name}_ms': statistics.median(values) for name, values in mine.items()},
+        'loader_over_mmselfsup': ratio(flat['mmselfsup'], flat['loader']),
+        'full_cpu_over_mmselfsup': ratio(flat['mmselfsup_full'], flat['full_cpu']),
+        'per_image_over_mmselfsup': ratio(flat['mmselfsup'], flat['per_image']),
+        'loader_over_floor': ratio(flat['loader'], flat['floor']),
+        **{f'{name}_ms': statistics.median(values) for name, values in flat.items()},
     }
 
 
-class OnePhoto(BaseStorageBackend):
-    """The same file for every name: 118,000 photos need not lie there to count what a loader holds."""
+class SingleImageBackend(BaseStorageBackend):
+    """A file backend that returns the same image for every name, so that a large dataset needs no image files."""
 
     content = b''
 
-    def get(self, filepath):
+    def get(self, filepath: str) -> bytes:
         return self.content
 
-    def get_text(self, filepath):
+    def get_text(self, filepath: str) -> str:
         raise NotImplementedError
 
 
-def memory_of(process='self'):
-    """Megabytes of a process: its private part, and its share (by the number of holders) of all it has resident."""
+def process_megabytes(process: int | str = 'self') -> tuple[float, float]:
+    """Returns the private memory of a process and its proportional set size, in MB."""
     fields = dict(line.split(':') for line in Path(f'/proc/{process}/smaps_rollup').read_text().splitlines()[1:])
     kilobytes = {name: int(value.split()[0]) for name, value in fields.items() if 'kB' in value}
     return (kilobytes['Private_Clean'] + kilobytes['Private_Dirty']) / 1024, kilobytes['Pss'] / 1024
 
 
-def loader_memory(num_photos, workers):
-    """Private megabytes of a worker (mean), and all workers' share of resident memory, after 2 batches of each."""
+def loader_memory(num_images: int, workers: int) -> tuple[float, float, float]:
+    """Measures a data loader after two batches per worker.
+
+    Returns:
+        tuple[float, float, float]: Size of the proposals file, mean private memory of a worker, and sum of the workers'
+        proportional set sizes, in MB.
+    """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (27, 40, 3), dtype=np.uint8)
-    photo = cv2.resize(noise, (640, 427), interpolation=cv2.INTER_CUBIC)
-    OnePhoto.content = cv2.imencode('.jpg', photo)[1].tobytes()
-    register_backend('one_photo', OnePhoto, force=True)
-    boxes = random_boxes(photo.shape[:2], rng).round()
-    backend = dict(backend='one_photo')
+    image = cv2.resize(noise, (640, 427), interpolation=cv2.INTER_CUBIC)
+    SingleImageBackend.content = cv2.imencode('.jpg', image)[1].tobytes()
+    register_backend('single_image', SingleImageBackend, force=True)
+    boxes = random_boxes(image.shape[:2], rng).round()
+    backend = dict(backend='single_image')
     with tempfile.TemporaryDirectory() as temporary:
         store = Path(temporary, 'proposals.npz')
-        entries = ((number, f'train2017/{number:012d}.jpg', photo.shape[:2], boxes) for number in range(num_photos))
+        entries = ((number, f'train2017/{number:012d}.jpg', image.shape[:2], boxes) for number in range(num_images))
         ProposalStore(entries).save(store)
         size = store.stat().st_size / 2**20
         gc.collect()
-        dataset = build('ccop/ccop_r50_fpn_800e_coco.py', '/photos', store, backend_args=backend)
+        dataset = build_dataset('ccop/ccop_r50_fpn_800e_coco.py', '/images', store, backend_args=backend)
         dataset.pipeline.transforms[0].backend_args = backend
         sampler = EpochIndexSampler(dataset, seed=0)
-        loader = DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers, collate_fn=default_collate)
+        loader = DataLoader(dataset, BATCH_SIZE, sampler=sampler, num_workers=workers, collate_fn=default_collate)
         batches = iter(loader)
         for _ in range(2 * workers):
             next(batches)
-        used = [memory_of(worker.pid) for worker in batches._workers]
+        used = [process_megabytes(worker.pid) for worker in batches._workers]
         del batches
     return size, statistics.mean(private for private, _ in used), sum(share for _, share in used)
 
 
-def report_memory(workers=8):
-    """Prints the table; returns the figures."""
-    print(f'{workers} workers, megabytes')
-    print('   photos   proposals file   private, a worker   share of all workers')
-    figures = {}
-    for num_photos in (1000, 118000):
-        size, private, share = loader_memory(num_photos, workers)
-        print(f'{num_photos:9d} {size:16.1f} {private:19.1f} {share:22.1f}')
-        figures.update({f'worker_private_mb_{num_photos}': private, f'workers_share_mb_{num_photos}': share})
-        figures[f'proposals_mb_{num_photos}'] = size
-    return figures
+def report_memory(workers: int = 8) -> dict[str, float]:
+    """Measures the memory of a data loader and prints a table; returns name -> result."""
+    print(f'{workers} workers, MB')
+    print('   images   proposals file   private per worker   all workers (proportional set size)')
+    results = {}
+    for num_images in (1000, 118000):
+        size, private, share = loader_memory(num_images, workers)
+        print(f'{num_images:9d} {size:16.1f} {private:20.1f} {share:37.1f}')
+        results.update({f'worker_private_mb_{num_images}': private, f'workers_share_mb_{num_images}': share})
+        results[f'proposals_mb_{num_images}'] = size
+    return results
 
 
-def parse_args(argv=None):
-    """Reads the command line."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', help='folder of photos')
-    parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--memory', action='store_true', help='measure memory in the place of time')
-    parser.add_argument('--json', help='also write the figures to this file')
+    parser.add_argument('--data', metavar='IMAGES', help='folder of images')
+    parser.add_argument('--rounds', type=int, default=9, help='measurements per pipeline (default: %(default)s)')
+    parser.add_argument('--memory', action='store_true', help='measure memory instead of time')
+    parser.add_argument('--json', help='also write the results to this file')
     return parser.parse_args(argv)
 
 
 @exit_on_input_error
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.data and not args.memory:
-        raise InputError('name a folder of photos: --data')
+        raise InputError('no folder of images: pass --data IMAGES or --memory')
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     init_default_scope('mmselfsup')
-    figures = report_memory() if args.memory else report_speed(args.data, args.rounds)
+    results = report_memory() if args.memory else report_speed(args.data, args.rounds)
     if args.json:
         with atomic_write(args.json, 'w') as file:
-            json.dump(figures, file, indent=2)
+            json.dump(results, file, indent=2)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Load time and memory of a proposals file, beside the COCO json of the same boxes through pycocotools.
+"""Measures load time and memory of a proposals file, compared with the same boxes as COCO json through pycocotools.
 
-python benchmarks/proposal_store.py [--photos 118000] [--boxes 100] [--coco-photos 118000] [--json FILE]
+python benchmarks/proposal_store.py [--images 118000] [--boxes 100] [--coco-images 118000] [--json FILE]
 
-Boxes are made up. Each figure is of a forked process of its own, as a loader's workers are on Linux; times are CPU
-seconds with the file in the page cache. At the default size pycocotools may need more than 10 GB.
+The boxes are random. Every measurement runs in a forked process, like a data loader worker on Linux; times are CPU
+seconds with the file in the page cache. At the default size pycocotools may need more than 10 GB of memory.
 """
 
 import argparse
@@ -12,83 +12,88 @@ import json
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ccop_mm.fileio import atomic_write
 from ccop_mm.proposals import ProposalStore, export_coco
+from ccop_mm.utils.file_io import atomic_write
 
 KINDS = {'whole pixels': np.uint16, 'float32': np.float32}
 
 
-def make_store(num_photos, num_boxes, dtype):
-    """Photos of 480 x 640 with boxes at random places."""
+def make_store(num_images: int, num_boxes: int, dtype: type) -> ProposalStore:
+    """Creates proposals of 480 x 640 images with boxes at random positions."""
     rng = np.random.default_rng(0)
-    first = rng.uniform(0, 400, (num_photos, num_boxes, 2))
-    boxes = np.concatenate([first, first + rng.uniform(12, 80, first.shape)], axis=2).astype(dtype)
-    ids = np.sort(rng.choice(600_000, num_photos, replace=False)).tolist()
+    corners = rng.uniform(0, 400, (num_images, num_boxes, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(12, 80, corners.shape)], axis=2).astype(dtype)
+    ids = np.sort(rng.choice(600_000, num_images, replace=False)).tolist()
     entries = [(image_id, f'{image_id:012d}.jpg', (480, 640), boxes[i]) for i, image_id in enumerate(ids)]
     return ProposalStore(entries, metadata={'method': 'made up'}, digests={image_id: 1 + image_id for image_id in ids})
 
 
-def memory():
-    """MB of this process that are not pages of files, which processes share."""
+def anonymous_megabytes() -> float:
+    """Returns the resident memory of this process in MB, without file pages, which processes share."""
     rows = dict(line.split(':') for line in Path('/proc/self/status').read_text().splitlines())
     return int(rows['RssAnon'].split()[0]) / 1000
 
 
-def load_store(path):
-    """CPU seconds to load a file, microseconds to fetch a photo's boxes, and memory."""
-    before, started = memory(), time.process_time()
-    store = ProposalStore.load(path)
-    loaded = time.process_time()
-    chosen = np.random.default_rng(1).choice(store.image_ids, 10_000).tolist()
-    fetching = time.process_time()
-    for image_id in chosen:
-        store.boxes(image_id)
-    fetched = time.process_time()
-    own = memory() - before
-    worker = in_child(touch, lambda: read_all(store))
-    return {
-        'load_s': loaded - started,
-        'us_a_photo': 100 * (fetched - fetching),
-        'own_MB': own,
-        'own_MB_a_worker': worker,
-    }
-
-
-def read_all(store):
-    for image_id in store.image_ids.tolist():
-        store.boxes(image_id)
-
-
-def load_coco(path):
-    """The same through pycocotools, without the fetching."""
-    from pycocotools.coco import COCO
-
-    before, started = memory(), time.process_time()
-    coco = COCO(path)
-    figures = {'load_s': time.process_time() - started, 'own_MB': memory() - before}
-    worker = in_child(touch, lambda: [ann['bbox'] for image_id in coco.getImgIds() for ann in coco.imgToAnns[image_id]])
-    return {**figures, 'own_MB_a_worker': worker}
-
-
-def touch(read):
-    """MB that a loader's worker gets of its own when it has read all boxes: what it writes to, reference counts too."""
-    rows = private()
-    read()
-    return private() - rows
-
-
-def private():
-    """MB of pages that no other process has."""
+def private_megabytes() -> float:
+    """Returns the size of the memory pages in MB that only this process has."""
     rows = dict(line.split(':') for line in Path('/proc/self/smaps_rollup').read_text().splitlines()[1:])
     return int(rows['Private_Dirty'].split()[0]) / 1000
 
 
-def make_file(path, num_photos, num_boxes, kind):
-    store = make_store(num_photos, num_boxes, KINDS[kind])
+def worker_megabytes(read_all: Callable[[], Any]) -> float:
+    """Returns the private memory in MB that a forked worker needs to read all boxes, reference counts included."""
+    before = private_megabytes()
+    read_all()
+    return private_megabytes() - before
+
+
+def measure_store(path: Path) -> dict[str, float]:
+    """Measures the time to load a proposals file and to fetch the boxes of an image, and the memory."""
+    before, start = anonymous_megabytes(), time.process_time()
+    store = ProposalStore.load(path)
+    load_time = time.process_time() - start
+    image_ids = np.random.default_rng(1).choice(store.image_ids, 10_000).tolist()
+    start = time.process_time()
+    for image_id in image_ids:
+        store.boxes(image_id)
+    fetch_time = time.process_time() - start
+    own = anonymous_megabytes() - before
+
+    def read_all() -> None:
+        for image_id in store.image_ids.tolist():
+            store.boxes(image_id)
+
+    return {
+        'load_s': load_time,
+        'us_a_photo': 100 * fetch_time,
+        'own_MB': own,
+        'own_MB_a_worker': in_forked_process(worker_megabytes, read_all),
+    }
+
+
+def measure_coco(path: Path) -> dict[str, float]:
+    """Measures the time to load a COCO json with pycocotools, and the memory."""
+    from pycocotools.coco import COCO
+
+    before, start = anonymous_megabytes(), time.process_time()
+    coco = COCO(path)
+    results = {'load_s': time.process_time() - start, 'own_MB': anonymous_megabytes() - before}
+
+    def read_all() -> list[list[float]]:
+        return [annotation['bbox'] for image_id in coco.getImgIds() for annotation in coco.imgToAnns[image_id]]
+
+    return {**results, 'own_MB_a_worker': in_forked_process(worker_megabytes, read_all)}
+
+
+def write_file(path: Path, num_images: int, num_boxes: int, kind: str) -> float:
+    """Writes random proposals, as COCO json if the suffix is ``.json``; returns the size in MB."""
+    store = make_store(num_images, num_boxes, KINDS[kind])
     if path.suffix == '.json':
         export_coco(store, path)
     else:
@@ -96,8 +101,8 @@ def make_file(path, num_photos, num_boxes, kind):
     return path.stat().st_size / 1e6
 
 
-def in_child(function, *args):
-    """The result of a function in a forked process."""
+def in_forked_process(function: Callable, *args: object) -> Any:
+    """Calls a function in a forked process; returns its result."""
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=lambda: sender.send(function(*args)))
@@ -108,50 +113,66 @@ def in_child(function, *args):
     return result
 
 
-def show(name, row):
-    fetch = f'{row["us_a_photo"]:11.1f}' if 'us_a_photo' in row else ' ' * 11
+def print_row(name: str, row: dict[str, float]) -> None:
+    fetch = f'{row["us_a_photo"]:12.1f}' if 'us_a_photo' in row else ' ' * 12
     print(
         f'{name:13s} {row["photos"]:7d} {row["file_MB"]:8.1f} {row["load_s"]:10.3f} {fetch} {row["own_MB"]:8.1f} '
-        f'{row["own_MB_a_worker"]:16.1f}',
+        f'{row["own_MB_a_worker"]:19.1f}',
         flush=True,
     )
 
 
-def parse_args(argv=None):
-    """Reads the command line."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--photos', type=int, default=118_000)
-    parser.add_argument('--boxes', type=int, default=100)
-    parser.add_argument('--coco-photos', type=int, default=118_000, help='for pycocotools; 0: leave it out')
-    parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--json', help='also write the figures to this file')
+    parser.add_argument(
+        '--images',
+        '--photos',
+        type=int,
+        default=118_000,
+        help='number of images (default: %(default)s)',
+    )
+    parser.add_argument('--boxes', type=int, default=100, help='boxes per image (default: %(default)s)')
+    parser.add_argument(
+        '--coco-images',
+        '--coco-photos',
+        type=int,
+        default=118_000,
+        help='number of images for pycocotools; 0 skips it (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--repeats', type=int, default=3, help='loads per proposals file, of which the median counts (default: 3)'
+    )
+    parser.add_argument('--json', help='also write the results to this file')
     return parser.parse_args(argv)
 
 
-def main():
-    """Prints a table."""
+def main() -> None:
     args = parse_args()
-    figures = {}
-    print(f'{args.boxes} boxes a photo; loading: median of {args.repeats}')
-    print('                photos  file MB load CPU s  us a photo   own MB  own MB a worker')
+    results = {}
+    print(f'{args.boxes} boxes per image; loading: median of {args.repeats}')
+    print('               images  file MB load CPU s us per image   own MB  own MB per worker')
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             path = Path(folder, 'x.npz')
-            size = in_child(make_file, path, args.photos, args.boxes, kind)
-            runs = [in_child(load_store, path) for _ in range(args.repeats)]
+            size = in_forked_process(write_file, path, args.images, args.boxes, kind)
+            runs = [in_forked_process(measure_store, path) for _ in range(args.repeats)]
             row = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
-            figures[kind] = {'photos': args.photos, 'file_MB': size, **row}
-            show(kind, figures[kind])
-        if args.coco_photos:
+            results[kind] = {'photos': args.images, 'file_MB': size, **row}
+            print_row(kind, results[kind])
+        if args.coco_images:
             path = Path(folder, 'x.json')
-            size = in_child(make_file, path, args.coco_photos, args.boxes, 'whole pixels')
+            size = in_forked_process(write_file, path, args.coco_images, args.boxes, 'whole pixels')
             with contextlib.redirect_stdout(None):
-                row = in_child(load_coco, path)
-            figures['pycocotools'] = {'photos': args.coco_photos, 'file_MB': size, **row}
-            show('pycocotools', figures['pycocotools'])
+                row = in_forked_process(measure_coco, path)
+            results['pycocotools'] = {
+                'photos': args.coco_images,
+                'file_MB': size,
+                **row,
+            }
+            print_row('pycocotools', results['pycocotools'])
     if args.json:
         with atomic_write(args.json, 'w') as file:
-            json.dump(figures, file, indent=2)
+            json.dump(results, file, indent=2)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-# mmselfsup's MoCo v2 on the backbone, photos, views, batch and learning rate of ccop_full.py.
+# mmselfsup's MoCo v2 with the backbone, images, views, batch size and learning rate of ccop_full.py.
 _base_ = ['./ccop_full.py']
 
 model = dict(
@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(_base_.model.backbone, out_indices=(3,)),
     neck=dict(type='MoCoV2Neck', in_channels=2048, hid_channels=2048, out_channels=128, with_avg_pool=True),
     head=dict(type='ContrastiveHead', loss=dict(type='mmcls.CrossEntropyLoss'), temperature=0.2),
-    queue_len=1536,  # transfer_study.py fits it to the photos: MoCo wants a multiple of the batch
+    queue_len=1536,  # transfer_study.py sets it from the number of images; MoCo needs a multiple of the batch size
     momentum=0.99,
 )
 custom_hooks = [dict(type='FiniteLossHook')]

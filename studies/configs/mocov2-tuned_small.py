@@ -1,4 +1,4 @@
-# MoCo v2 by one of the two best recipes that were found for it (docs/results.md), for `transfer_study.py --moco`.
+# MoCo v2 with one of the two best recipes found for it (docs/results.md), for `transfer_study.py --moco`.
 _base_ = ['./mocov2_small.py']
 
 optim_wrapper = dict(optimizer=dict(lr=0.03))

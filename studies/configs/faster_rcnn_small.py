@@ -1,4 +1,4 @@
-# The small study's detector: the backbone and FPN of ccop_small.py, heads a quarter of mmdet's, photos of 128 px.
+# Faster R-CNN with the backbone and FPN of ccop_small.py, heads with a quarter of mmdet's channels, images of 128 px.
 _base_ = ['./faster_rcnn_full.py']
 
 model = dict(

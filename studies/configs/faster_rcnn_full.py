@@ -1,4 +1,4 @@
-# Faster R-CNN R50-FPN that trains everything, normalization included; transfer_study.py names data and weights.
+# Faster R-CNN R50-FPN with all layers trainable, normalization included; transfer_study.py adds dataset and weights.
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
@@ -8,10 +8,10 @@ custom_imports = dict(imports=['ccop_mm'], allow_failed_imports=False)
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    # Random weights begin as those that are probed and pre-trained.
+    # Random initialization equals that of the probed and pre-trained models.
     backbone=dict(frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, zero_init_residual=False, init_cfg=None),
     neck=dict(norm_cfg=norm_cfg),
-    # Photos of 224 px: objects are half as large as at mmdet's scale or smaller.
+    # Images have a short side of 224 px: objects are at most half as large as at mmdet's scale.
     rpn_head=dict(anchor_generator=dict(scales=[4])),
 )
 

@@ -1,0 +1,311 @@
+"""The runs of a study: proposals, pre-training, probes and fine-tuning, each by a tool of this repository."""
+
+import fcntl
+import hashlib
+import json
+import math
+import random
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from study_methods import ABLATIONS, METHODS, read_ablation
+from study_report import RunResult
+from study_settings import CONFIGS, SETTINGS
+
+from ccop_mm.utils.commands import run_command
+from ccop_mm.utils.config_file import read_config, write_config
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.file_io import atomic_write
+from ccop_mm.utils.train_log import read_scalars
+from ccop_mm.weights.newest_checkpoint import find_newest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Study:
+    """Runs the missing steps of a study in its output folder. A step is complete once its output file exists.
+
+    Args:
+        data (Path): Dataset folder with annotations/train.json, annotations/val.json, train/ and val/.
+        out (Path): Output folder; created if needed.
+        name (str): Key of :data:`SETTINGS`; also the suffix of the config files.
+        epochs (int, optional): Pre-training epochs of CCOP; the setting's by default.
+        device (str): Device of the probes.
+        moco (Path, optional): Config of MoCo v2; the setting's by default.
+
+    Raises:
+        InputError: The dataset is incomplete, the MoCo v2 config is not comparable with CCOP's, or the output folder
+            belongs to another study or is in use.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        name: str,
+        epochs: int | None = None,
+        device: str = 'cpu',
+        moco: Path | None = None,
+    ) -> None:
+        self.data, self.out, self.name, self.device = data.resolve(), out.absolute(), name, device
+        self.moco = moco.resolve() if moco else CONFIGS / f'mocov2_{name}.py'
+        self.setting = SETTINGS[name]
+        self.epochs = epochs or self.setting.epochs
+        for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
+            if not (self.data / path).exists():
+                raise InputError(
+                    f'{self.data / path} does not exist; DATA must contain annotations/train.json, '
+                    'annotations/val.json, train/ and val/'
+                )
+        if moco:
+            self._check_moco()
+        self._annotations = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
+        self._lock_folder()
+        self.num_images = len(self._annotations['images'])
+
+    def _check_moco(self) -> None:
+        """Rejects a MoCo v2 config with another backbone or dataloader than CCOP's, as epochs would not compare."""
+        moco, ccop = read_config(self.moco), Config.fromfile(self.base_config('ccop'))
+        if moco.get('model', {}).get('type') != 'MoCo':
+            raise InputError(f"--moco {self.moco}: model.type is not 'MoCo'")
+        backbones = [dict(config.model.backbone, out_indices=None) for config in (moco, ccop)]
+        if backbones[0] != backbones[1] or moco.train_dataloader != ccop.train_dataloader:
+            raise InputError(
+                f'--moco {self.moco}: backbone and train_dataloader must equal those of {self.base_config("ccop")}; '
+                f"use _base_ = ['{CONFIGS / f'mocov2_{self.name}.py'}']"
+            )
+
+    def _lock_folder(self) -> None:
+        """Locks the output folder and records the study's settings; rejects a folder of another study."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.out / 'lock', 'w')  # noqa: SIM115  the lock is released when the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f'another process runs a study in {self.out}; wait or use another --out') from None
+        configs = ''.join(Config.fromfile(self.base_config(method)).dump() for method in ('ccop', 'mocov2'))
+        configs += repr([(name, METHODS[name].proposals, read_ablation(name)) for name in ABLATIONS])
+        identity = dict(
+            data=str(self.data),
+            setting=self.name,
+            epochs=self.epochs,
+            moco=str(self.moco),
+            configs=hashlib.sha256(configs.encode()).hexdigest(),
+        )
+        file = self.out / 'study.json'
+        if file.is_file() and json.loads(file.read_text(encoding='utf-8')) != identity:
+            raise InputError(
+                f'{self.out} contains a study with other settings ({file.read_text().strip()}); use another --out'
+            )
+        with atomic_write(file, 'w') as handle:
+            json.dump(identity, handle)
+
+    def run_tool(self, title: str, output: Path, *command: Any) -> None:
+        """Runs a tool of this repository unless its output file exists; appends the command to OUT/commands.txt.
+
+        Raises:
+            InputError: The tool failed or did not write ``output``.
+        """
+        if output.exists():
+            return
+        words = [str(part) for part in command]
+        with open(self.out / 'commands.txt', 'a', encoding='utf-8') as file:
+            file.write(f'python {shlex.join(words)}\n')
+        log = self.out / 'logs' / f'{output.parent.name}-{output.stem}.log'
+        run_command(title, [sys.executable, ROOT / words[0], *words[1:]], log, ROOT)
+        if not output.exists():
+            raise InputError(f'"{title}" ended without writing {output}; see its log {log}')
+
+    def subset(self, count: int, seed: int, labeled: bool) -> Path:
+        """Writes a COCO json with ``count`` random images of train/, with or without their annotations."""
+        path = self.out / 'data' / f'train_{count}_{f"labeled_{seed}" if labeled else "unlabeled"}.json'
+        if not path.exists():
+            images = sorted(self._annotations['images'], key=lambda image: image['id'])
+            sampled = sorted(random.Random(seed).sample(images, count), key=lambda image: image['id'])
+            ids = {image['id'] for image in sampled} if labeled else set()
+            content = {
+                'images': sampled,
+                'annotations': [row for row in self._annotations['annotations'] if row['image_id'] in ids],
+                'categories': self._annotations['categories'],
+            }
+            with atomic_write(path, 'w') as file:
+                json.dump(content, file)
+        return path
+
+    def propose(self, kind: str = 'selective-search') -> Path:
+        """Generates proposals for the pre-training images; ``kind`` is a ``--method`` of tools/propose.py."""
+        images, search = self.subset(self.num_images, 0, labeled=False), kind == 'selective-search'
+        output = self.out / ('proposals.npz' if search else f'proposals-{kind}.npz')
+        command = ['tools/propose.py', images, '--image-root', self.data / 'train', '--out', output, '--skip-bad']
+        if not search:
+            command += ['--method', kind]
+        if kind == 'ground-truth':
+            command += ['--annotations', self.data / 'annotations/train.json']
+        self.run_tool('propose' if search else f'propose: {kind}', output, *command)
+        return output
+
+    def base_config(self, method: str) -> Path:
+        """Returns the config of a method without data, schedule and seed."""
+        return self.moco if method.startswith('mocov2') else CONFIGS / f'ccop_{self.name}.py'
+
+    def run_config(self, method: str, seed: int) -> Path:
+        """Returns the config of a run, which :meth:`pretrain` writes; random weights have the base config."""
+        return self.base_config(method) if method == 'random' else self.out / f'{method}-{seed}.py'
+
+    def pretrain(self, method: str, seed: int) -> Path | None:
+        """Pre-trains a method; returns the last checkpoint, or None for random weights."""
+        if method == 'random':
+            return None
+        epochs: int = self.epochs
+        changes: dict[str, Any] = {}
+        first_part: list[Path | None] = []  # checkpoint that the run continues from, if any
+        if method == 'random-bn':
+            epochs, changes = 1, {'optim_wrapper': dict(optimizer=dict(lr=0.0))}
+        elif method == 'mocov2-time':
+            epochs = math.ceil(self.epochs * self.step_ratio())  # rounded up, in favor of MoCo v2
+            schedule = Config.fromfile(self.base_config(method)).param_scheduler
+            # If the schedule does not depend on the number of epochs, the shorter run is the start of the longer one.
+            fixed_schedule = not self.setting.anneal and all('end' in part for part in schedule)
+            if fixed_schedule and epochs > self.epochs:
+                first_part = [self.pretrain('mocov2', seed)]
+        work_dir = self.out / f'{method}-{seed}'
+        config = self.pretrain_config(method, seed, epochs, changes)
+        checkpoint = work_dir / f'epoch_{epochs}.pth'
+        title = f'pre-train: {method}, seed {seed}, {epochs} epochs'
+        if first_part and find_newest(work_dir) is not None:
+            first_part = []  # the run has checkpoints of its own
+        self.run_tool(title, checkpoint, 'tools/train.py', config, '--work-dir', work_dir, '--resume', *first_part)
+        return checkpoint
+
+    def pretrain_config(self, method: str, seed: int, epochs: int, changes: dict[str, Any]) -> Path:
+        """Writes the config of a pre-training run.
+
+        Args:
+            method (str): Key of :data:`METHODS`.
+            seed (int): Random seed of the run.
+            epochs (int): Length of the run.
+            changes (dict): Further settings, which override all others.
+        """
+        base = Config.fromfile(self.base_config(method))
+        batch_size = base.train_dataloader.batch_size
+        if self.num_images < batch_size:
+            raise InputError(f'{self.data / "train"}: {self.num_images} images are fewer than a batch of {batch_size}')
+        dataset = dict(
+            data_root=None,
+            ann_file=str(self.subset(self.num_images, 0, labeled=False)),
+            data_prefix=dict(img_path=f'{self.data / "train"}/'),
+            proposal_file=str(self.propose(METHODS[method].proposals)),
+        )
+        settings: dict[str, Any] = {
+            'train_dataloader': dict(dataset=dataset),
+            'train_cfg': dict(max_epochs=epochs),
+            'default_hooks': dict(checkpoint=dict(interval=max(1, epochs // 5))),
+            'randomness': dict(seed=seed),
+        }
+        if self.setting.anneal:
+            cosine = dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True)
+            settings['param_scheduler'] = [dict(cosine, convert_to_iter_based=True)]
+        if method.startswith('mocov2'):
+            # As queue_len='auto' of CCOP: 55 % of an epoch, rounded to the multiple of the batch size that MoCo needs.
+            target = min(65536, 0.554 * self.num_images)
+            settings['model'] = dict(queue_len=max(batch_size, round(target / batch_size) * batch_size))
+        elif method in ABLATIONS:
+            settings = merge_settings(read_ablation(method), settings)
+        return write_config(self.run_config(method, seed), self.base_config(method), merge_settings(settings, changes))
+
+    def step_ratio(self) -> float:
+        """Returns the time of a CCOP step divided by that of a MoCo v2 step, measured by study_clock.py."""
+        output = self.out / 'clock.json'
+        if not output.exists():
+            configs = [self.pretrain_config(method, 0, self.epochs, {}) for method in ('ccop', 'mocov2')]
+            command = ['studies/study_clock.py', *configs, '--json', output]
+            self.run_tool('time steps of CCOP and MoCo v2', output, *command)
+        return json.loads(output.read_text(encoding='utf-8'))['ratio']
+
+    def step_time(self, method: str, seed: int) -> float:
+        """Returns the median duration of a training step in the run's log, in seconds, data loading included."""
+        return statistics.median(row['time'] for row in read_scalars(self.out / f'{method}-{seed}') if 'time' in row)
+
+    def probe(self, method: str, seed: int) -> RunResult:
+        """Pre-trains a method and measures pointing game accuracy and kNN recall."""
+        checkpoint = self.pretrain(method, seed)
+        folder = self.out / f'{method}-{seed}'
+        folder.mkdir(parents=True, exist_ok=True)
+        model = [self.run_config(method, seed), *([checkpoint] if checkpoint else [])]
+        common = ['--annotations', self.data / 'annotations/val.json', '--images', self.data / 'val']
+        common += ['--device', self.device, '--batch-size', 64, '--seed', seed]
+        pointing = folder / 'pointing.json'
+        command = ['tools/analysis_tools/pointing.py', *model, *common, '--size', self.setting.view, '--repeats', 4]
+        self.run_tool(f'pointing: {method}, seed {seed}', pointing, *command, '--json', pointing)
+        knn = {}
+        for stage in ('C4', 'C5'):
+            knn[stage] = folder / f'knn_{stage}.json'
+            command = ['tools/analysis_tools/knn_recall.py', *model, *common, '--stage', stage]
+            command += ['--size', self.setting.knn_size, '--json', knn[stage]]
+            self.run_tool(f'kNN recall on {stage}: {method}, seed {seed}', knn[stage], *command)
+        cost: dict[str, Any] = {}
+        if checkpoint:
+            epochs = int(checkpoint.stem.removeprefix('epoch_'))
+            batch_size = Config.fromfile(self.base_config(method)).train_dataloader.batch_size
+            steps = epochs * (self.num_images // batch_size)
+            cost = dict(epochs=epochs, step_s=self.step_time(method, seed), steps=steps)
+            if method.startswith('mocov2'):
+                cost['config'] = self.moco.stem
+            if method == 'mocov2-time':
+                cost['ratio'] = self.step_ratio()
+        return RunResult(method, seed, pointing, knn, cost)
+
+    def detect(self, method: str, seed: int, percent: int) -> Path:
+        """Fine-tunes and tests Faster R-CNN on ``percent`` % of the labels; returns the file with its metrics."""
+        name, config = f'{method}-{seed}-ap{percent}', self.detector_config(method, seed, percent)
+        work_dir = self.out / name
+        checkpoint, metrics = work_dir / f'epoch_{self.setting.detector_epochs[percent]}.pth', work_dir / 'ap.json'
+        run = f'{method}, seed {seed}, {percent} % of the labels'
+        if not metrics.exists():
+            command = ['tools/train.py', config, '--work-dir', work_dir, '--resume']
+            self.run_tool(f'fine-tune: {run}', checkpoint, *command)
+        command = ['tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics]
+        self.run_tool(f'test: {run}', metrics, *command)
+        return metrics
+
+    def detector_config(self, method: str, seed: int, percent: int) -> Path:
+        """Writes the config of a fine-tuning run on ``percent`` % of the labels."""
+        count = round(len(self._annotations['images']) * percent / 100)
+        train, val = self.subset(count, seed, labeled=True), self.data / 'annotations/val.json'
+        classes = tuple(category['name'] for category in self._annotations['categories'])
+        common = dict(data_root='', metainfo=dict(classes=classes))
+        train_data = dict(**common, ann_file=str(train), data_prefix=dict(img=f'{self.data / "train"}/'))
+        test_data = dict(**common, ann_file=str(val), data_prefix=dict(img=f'{self.data / "val"}/'))
+        settings = {
+            'model': dict(
+                roi_head=dict(bbox_head=dict(num_classes=len(classes))), **self._initialization(method, seed)
+            ),
+            'train_dataloader': dict(dataset=train_data),
+            'test_dataloader': dict(dataset=test_data),
+            'test_evaluator': dict(ann_file=str(val)),
+            'train_cfg': dict(max_epochs=self.setting.detector_epochs[percent]),
+            'randomness': dict(seed=seed),
+        }
+        base = CONFIGS / f'faster_rcnn_{self.name}.py'
+        return write_config(self.out / f'{method}-{seed}-ap{percent}.py', base, settings)
+
+    def _initialization(self, method: str, seed: int) -> dict[str, Any]:
+        """Returns the ``init_cfg`` setting of the detector; none for random weights."""
+        checkpoint = self.pretrain(method, seed)
+        if checkpoint is None:
+            return {}
+        name = 'BackbonePretrained' if method.startswith('mocov2') else 'CCOPPretrained'
+        return dict(init_cfg=dict(type=f'mmselfsup.{name}', checkpoint=str(checkpoint)))
+
+
+def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``settings`` with ``changes`` applied; dicts are merged, other values are replaced."""
+    merged = dict(settings)
+    for name, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge_settings(merged[name], value) if nested else value
+    return merged
