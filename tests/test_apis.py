@@ -145,6 +145,7 @@ def test_examples_run_in_order(workspace, monkeypatch):
     assert sorted(ran) == sorted(apis.__all__)
 
 
+@pytest.mark.slow
 def test_resumed_training_continues_from_its_checkpoint(workspace, monkeypatch, tmp_path):
     monkeypatch.chdir(workspace)
     if not (workspace / 'proposals.npz').exists():

@@ -267,6 +267,7 @@ def run_all(steps, folder):
         assert done.returncode == 0, f'{shlex.join(words)}\n{done.stderr}'
 
 
+@pytest.mark.slow
 def test_readme_steps_run_as_written(my_images):
     write_config('README.md', my_images)
     steps = [words for words in commands(read('README.md')) if 'my_images/' in words]

@@ -38,6 +38,7 @@ def test_command_without_mmcv(tmp_path):
     assert report.endswith('pre-training cannot run here\n')
 
 
+@pytest.mark.slow
 def test_import_without_mmcv_refers_to_the_doctor(tmp_path):
     code = "import sys; sys.modules['mmcv'] = None; import ccop_mm"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)

@@ -19,6 +19,7 @@ torch.ops.load_library = refuse
 """
 
 
+@pytest.mark.slow
 def test_patches_apply_after_upstream_imports_and_failed_imports():
     code = """
 import sys

@@ -58,6 +58,7 @@ def test_initialize_on_cpu(single_process, launcher):
     assert torch.distributed.get_backend() == 'gloo'
 
 
+@pytest.mark.slow
 def test_runner_with_two_processes(tmp_path, free_port):
     path = os.pathsep.join([str(HELPERS), *filter(None, [os.environ.get('PYTHONPATH')])])
     processes = [

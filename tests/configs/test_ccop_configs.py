@@ -54,6 +54,7 @@ print(*names, model.object_head.temperature, model.box_jitter.num_jitter, type(H
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scope, prefix', [('mmselfsup', ''), ('mmdet', 'mmselfsup.')])
 def test_custom_imports_alone_register_ccop(scope, prefix):
     # In a separate interpreter, so that only custom_imports can have imported ccop_mm.

@@ -60,6 +60,7 @@ def parametrize_paths(paths):
 CCOP = [path for path in SUITE if '_ccop-800e_' in path.stem]
 
 
+@pytest.mark.slow
 def test_configs_of_a_protocol_differ_only_in_init_cfg():
     protocols = {path.stem.replace('_ccop-800e_', '_{}_'): path.parent for path in CCOP if 'cocofmt' not in path.stem}
     assert len(protocols) == 6
@@ -246,6 +247,7 @@ def must_change(key, init):
 IMAGES = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @parametrize_paths(SUITE)
 def test_config_loads_its_weights_trains_an_iteration_and_evaluates(
     path, checkpoints, coco, voc, tmp_path, monkeypatch
@@ -347,6 +349,7 @@ def small_demo(request, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_demo_config_trains_an_epoch_and_evaluates(small_demo, monkeypatch):
     # mmengine formats the config four times at a second each.
     monkeypatch.setattr(Config, 'pretty_text', '')

@@ -56,6 +56,7 @@ def test_proposals_are_looked_up_by_image(folder):
         assert info['proposal_img_shape'] == (60, 80)
 
 
+@pytest.mark.slow
 def test_num_proposals_limits_the_boxes_per_image(folder):
     assert max(len(build(folder, num_proposals=2).get_data_info(i)['proposals']) for i in range(5)) == 2
 
@@ -124,6 +125,7 @@ def test_relative_proposal_file_is_resolved_before_following_a_linked_image_fold
     assert dataset.proposal_file == str(folder / 'proposals.npz')
 
 
+@pytest.mark.slow
 def test_dataset_can_be_sent_to_forkserver_workers(folder):
     loader = DataLoader(
         build(folder), batch_size=5, num_workers=1, collate_fn=default_collate, multiprocessing_context='forkserver'
@@ -337,6 +339,7 @@ def test_too_many_unreadable_images_raise_in_workers(folder):
         load_epochs(build(folder, pipeline=SPLIT), 2, range(2))
 
 
+@pytest.mark.slow
 def test_data_list_contains_image_ids_only(folder):
     dataset = build(folder, pipeline=SPLIT)
     assert dataset.data_list == [], 'serialized, so that forked workers share its pages'

@@ -121,6 +121,7 @@ def small_demo(kites, kite_metainfo, tmp_path, monkeypatch):
     return cfg
 
 
+@pytest.mark.slow
 def test_demo_config_trains_evaluates_and_runs_inference(small_demo, kites):
     runner = Runner.from_cfg(small_demo)
     before = {name: value.clone() for name, value in runner.model.state_dict().items()}
@@ -148,6 +149,7 @@ def test_animal_config_has_a_consistent_skeleton():
             assert other == ({'left': 'right', 'right': 'left'}[side] + f'_{part}' if part else name)
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_its_classes_and_ccop_mm_does_not_import_it():
     code = """
 import sys

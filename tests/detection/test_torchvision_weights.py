@@ -122,6 +122,7 @@ def detect(model, image):
     return result.pred_instances
 
 
+@pytest.mark.slow
 def test_converted_model_matches_torchvision(torchvision_ops):
     num_classes, num_keypoints, detections, proposals = 3, 7, 12, 150
     theirs = keypointrcnn_resnet50_fpn(

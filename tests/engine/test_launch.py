@@ -78,6 +78,7 @@ def arguments(config, **changes):
     return argparse.Namespace(config=str(config), **{**defaults, **changes})
 
 
+@pytest.mark.slow
 def test_trains_and_resumes(config):
     assert launch.train(launch.load_config(arguments(config))).iter == 6
     options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
@@ -102,6 +103,7 @@ def history(runner):
     return {name: scalars[name].data[0].tolist() for name in names}, tree_flatten(state)[0]
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run_bit_by_bit(config):
     # Without a seed in the config, it must come from the checkpoint. Dropout uses the generator of the process.
     options = {
@@ -134,6 +136,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_by_bit(config):
             assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected
 
 
+@pytest.mark.slow
 def test_dataset_without_objects_trains_image_loss(config):
     store = ProposalStore.load(config.parent / 'proposals.npz')
     empty = [(i, store.file_name(i), store.size(i), []) for i in store.image_ids.tolist()]
@@ -146,6 +149,7 @@ def test_dataset_without_objects_trains_image_loss(config):
     assert all(torch.isfinite(value).all() for value in runner.model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_resume_does_not_execute_checkpoint(config):
     options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
     launch.train(launch.load_config(arguments(config, cfg_options=options)))

@@ -168,6 +168,7 @@ def test_empty_batch():
     assert images.shape == (0, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_mean_and_variance_match_torchvision(generator):
     sums = {name: torch.zeros(2, 3, dtype=torch.float64) for name in ('ours', 'theirs')}
     for _ in range(20):

@@ -379,6 +379,7 @@ def test_embed_objects(generator):
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
 
 
+@pytest.mark.slow
 def test_compiled_backbone_changes_neither_losses_nor_names(generator):
     batches = [random_batch([2, 3, 0, 1], generator) for _ in range(2)]
     found = []

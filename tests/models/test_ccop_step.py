@@ -154,11 +154,13 @@ def test_only_valid_candidates_are_embedded_and_originals_once(generator):
     assert rows == {'query': 6, 'key': int(valid[0].sum())}
 
 
+@pytest.mark.slow
 def test_fast_path_equals_plain_path_in_float64(plain_run):
     """Total losses of 50 steps in float64, where memory layout and compilation cause rounding differences only."""
     torch.testing.assert_close(fifty_steps(torch.float64, fast=True), plain_run(torch.float64)[0], rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('half, tolerance', [(False, 1e-5), (True, 0.01)], ids=['fp32', 'bf16'])
 def test_fast_path_losses_are_close_to_plain_losses(plain_run, half, tolerance):
     """Total losses at 50 steps, each computed from the plain run's weights and queues.
@@ -172,6 +174,7 @@ def test_fast_path_losses_are_close_to_plain_losses(plain_run, half, tolerance):
     )
 
 
+@pytest.mark.slow
 def test_bf16_trains_like_float32(plain_run):
     """Total losses of 50 steps, each path with its own weights: the means differ by less than 3 %."""
     difference = fifty_steps(torch.float32, half=True, fast=True) / plain_run(torch.float32)[0] - 1

@@ -83,6 +83,7 @@ def ranks(tmp_path_factory):
     return lambda case: ([load(case, rank, 2) for rank in range(2)], load(case, 0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', ['frozen', 'shuffled', 'one_rank_bare', 'all_bare'])
 def test_two_ranks_equal_one_process_on_the_same_batch(ranks, case):
     # 'frozen': no batch statistics. Others: the groups of the single process correspond to the two ranks.

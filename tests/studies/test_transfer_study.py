@@ -426,6 +426,7 @@ def test_invalid_number_of_jobs(study, data, tmp_path, capsys):
     assert re.search(r'--jobs\b.*\b0\b', capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_folder_of_another_study_is_rejected(study, runs, data, tmp_path, monkeypatch):
     out = str(tmp_path / 'out')
     small = study.Study(data, tmp_path / 'out', 'small')

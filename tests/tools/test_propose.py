@@ -63,6 +63,7 @@ def annotations(images):
     return path
 
 
+@pytest.mark.slow
 def test_folder_is_processed_and_evaluated(propose_tool, images, annotations, tmp_path):
     out = tmp_path / 'new' / 'x.npz'
     code, stdout, _ = propose_tool(images, '--out', out, '--workers', 2, '--evaluate', annotations)
@@ -192,6 +193,7 @@ def run_as_script(arguments, log):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_one_line_and_the_next_run_resumes(propose_tool, images, tmp_path):
     out, partial, log = tmp_path / 'x.npz', tmp_path / 'x.npz.partial', tmp_path / 'log'
     slow = ('--engine', 'opencv')
@@ -245,6 +247,7 @@ def test_results_are_imported_with_the_json_of_their_images(propose_tool, annota
     assert propose_tool('import', tmp_path / 'results.json', '--out', tmp_path / 'x.npz')[0] == 2
 
 
+@pytest.mark.slow
 def test_script_imports_neither_torch_nor_the_openmmlab_packages(images, tmp_path):
     heavy = {'torch', 'mmcv', 'mmengine', 'mmdet', 'mmselfsup', 'matplotlib', 'distributed'}
     code = (

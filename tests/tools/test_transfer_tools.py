@@ -116,6 +116,7 @@ def test_coco_subset(call, scenes, tmp_path):
     assert code == 2 and f'{tmp_path}/absent.json' in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('options', 'missing'),
     [

@@ -58,6 +58,7 @@ def test_logs_results_of_probes(small_config, annotated):
     assert runner.model.training
 
 
+@pytest.mark.slow
 def test_training_is_not_affected(small_config, annotated):
     with_probe = train(config(small_config, annotated, 'a', probes=('pointing',)))
     without = train(config(small_config, annotated, 'b', interval=99, at_start=False, probes=()))

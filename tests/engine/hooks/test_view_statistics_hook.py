@@ -38,6 +38,7 @@ class CountObjects(Hook):
         self.counts += [len(sample.pseudo_label.boxes_q) for sample in data_batch['data_samples']]
 
 
+@pytest.mark.slow
 def test_training_run_logs_fraction(small_config):
     cfg = small_config(custom_hooks=[dict(type='SpatialCurriculumHook'), dict(type='ViewStatisticsHook')])
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=6)  # mmengine counts it as one epoch

@@ -38,6 +38,7 @@ def cluster():
         yield cluster
 
 
+@pytest.mark.slow
 def test_every_item_is_processed_once_by_a_worker(cluster):
     assert sorted(map_on_dask(operator.neg, list(range(40)), cluster.scheduler_address)) == list(range(-39, 1))
     assert list(map_on_dask(operator.neg, [], cluster.scheduler_address)) == []
@@ -120,6 +121,7 @@ def test_file_is_identical_if_a_worker_is_killed(cluster, tmp_path, scene):
     assert not partial.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_item_that_kills_its_workers_is_named(cluster):
     killer = '__import__("os").kill(__import__("os").getpid(), 9)'

@@ -96,6 +96,7 @@ def test_boxes_equal_those_of_each_image_alone(image_folder, tmp_path):
     assert not (tmp_path / 'x.npz.partial').exists()
 
 
+@pytest.mark.slow
 def test_file_is_identical_for_any_workers_and_order(image_folder, tmp_path):
     images = list_images(image_folder)
     contents = set()
@@ -108,6 +109,7 @@ def test_file_is_identical_for_any_workers_and_order(image_folder, tmp_path):
     assert len(contents) == 1
 
 
+@pytest.mark.slow
 @needs_sigkill
 def test_file_is_identical_after_ten_kills_at_random_times(many_images, tmp_path):
     """Files are copied in random order; every run has a random list order and number of workers and is killed."""
@@ -147,6 +149,7 @@ def test_file_is_identical_after_ten_kills_at_random_times(many_images, tmp_path
         np.testing.assert_array_equal(store.boxes(image_file.image_id), expected_boxes(image, image_file.image_id))
 
 
+@pytest.mark.slow
 @needs_sigkill
 def test_file_is_identical_after_a_worker_is_killed(many_images, tmp_path):
     root, uninterrupted = many_images
@@ -291,6 +294,7 @@ def write_image_formats(folder, upright):
     cv2.imwrite(str(folder / 'long.png'), cv2.resize(upright, (3, 12000)))
 
 
+@pytest.mark.slow
 def test_image_formats_are_decoded_as_in_training(tmp_path, scene):
     write_image_formats(tmp_path, scene(8))
     summary = generate(tmp_path, tmp_path / 'x.npz')
@@ -390,6 +394,7 @@ def test_ground_truth_of_a_folder(image_folder, tmp_path):
             generate(image_folder, tmp_path / 'y.npz', **options)
 
 
+@pytest.mark.slow
 def test_second_run_of_the_same_file_is_rejected(image_folder, tmp_path):
     out = tmp_path / 'x.npz'
     code = (

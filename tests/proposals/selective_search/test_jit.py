@@ -24,6 +24,7 @@ def run_python(code, **variables):
     return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_other_processes_find_every_kernel_in_the_cache():
     """This process has compiled or loaded them on import, as the parent of worker processes does."""
     code = (

@@ -43,6 +43,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_config_that_inherits_from_a_shipped_config(config, tmp_path):
     done = run(config, '--out', tmp_path / 'views.png', '--num', 2, '--progress', 0)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -50,6 +51,7 @@ def test_config_that_inherits_from_a_shipped_config(config, tmp_path):
     assert done.stdout.strip().endswith('views.png')
 
 
+@pytest.mark.slow
 def test_bad_input(config, tmp_path):
     done = run(config, '--out', tmp_path / 'views.png', '--index', 5)
     assert done.returncode == 2
