@@ -1,12 +1,14 @@
 """Entry points of tools/train.py and tools/test.py: from a config file and a command line to a run."""
 
 import argparse
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -15,6 +17,7 @@ from ccop_mm.engine.data_config import check_data_paths, tolerate_unreadable_ima
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.engine.resume import set_resume
+from ccop_mm.preflight import Report, check_test, check_training
 from ccop_mm.utils.config_file import read_config
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.text import single_line
@@ -73,6 +76,13 @@ def build_runner(cfg: Config) -> Runner:
         raise InputError(f'{cfg.filename or "the config"} has an invalid value: {single_line(error)}') from error
 
 
+def _log_report(report: Report) -> None:
+    """Logs warnings; raises :class:`ccop_mm.preflight.PreflightError` if there are errors."""
+    for finding in report.warnings:
+        print_log(str(finding), 'current', logging.WARNING)
+    report.raise_errors()
+
+
 def train(cfg: Config) -> Runner:
     """Trains a model and logs the path of the last checkpoint.
 
@@ -81,6 +91,7 @@ def train(cfg: Config) -> Runner:
     """
     check_data_paths(cfg.get('train_dataloader'))
     check_data_paths(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
+    _log_report(check_training(cfg, cfg.load_from if cfg.get('resume') else None))
     fit_queues(cfg)
     # Only for pre-training, whose steps allocate the same sizes. The images of a detector differ in size.
     if get_device() == 'cpu' and cfg.get('default_scope') == 'mmselfsup':
@@ -119,6 +130,7 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
             'tools/analysis_tools/'
         )
     check_data_paths(cfg.test_dataloader, cfg.get('test_evaluator'))
+    _log_report(check_test(cfg, checkpoint))
     tolerate_unreadable_images(cfg, 'test_dataloader', 'blank')
     cfg.load_from = checkpoint
     if results is None:

@@ -32,7 +32,8 @@ def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
             message = str(error)
             if message.startswith('Caught InputError in '):
                 message = message.rpartition('InputError: ')[2].strip()
-            print(f'error: {message}', file=sys.stderr)
+            # The findings of a preflight check start with their level.
+            print(message if message.startswith('ERROR ') else f'error: {message}', file=sys.stderr)
             sys.exit(2)
 
     return wrapped

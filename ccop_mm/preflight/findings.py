@@ -1,0 +1,89 @@
+"""What a preflight check reports."""
+
+import enum
+from dataclasses import dataclass, field
+
+from ccop_mm.utils.errors import InputError
+
+
+class Level(enum.Enum):
+    """Severity of a finding."""
+
+    #: The run would fail or give a wrong result; it is not started.
+    ERROR = 'ERROR'
+    #: The run may be wrong or wasteful; it is started.
+    WARNING = 'WARNING'
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem, formatted as one line.
+
+    Args:
+        level (Level): Severity.
+        where (str): File, config key or id that is affected.
+        what (str): The problem, with the offending value.
+        fix (str): What the user should do.
+    """
+
+    level: Level
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return ' '.join(f'{self.level.value} {self.where}: {self.what}; {self.fix}'.split())
+
+
+class PreflightError(InputError):
+    """A run that must not start; the message has one line per error."""
+
+
+@dataclass
+class Report:
+    """Findings of all checks, and a description of what was checked.
+
+    Attributes:
+        findings (list[Finding]): In the order of the checks.
+        seen (list[str]): Parts of the last line, such as ``'2,881 images'``.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+
+    def error(self, where: str, what: str, fix: str) -> None:
+        """Adds a problem that must not be started."""
+        self.findings.append(Finding(Level.ERROR, where, what, fix))
+
+    def warning(self, where: str, what: str, fix: str) -> None:
+        """Adds a problem that does not prevent the run."""
+        self.findings.append(Finding(Level.WARNING, where, what, fix))
+
+    def saw(self, part: str) -> None:
+        """Adds a part to the last line."""
+        self.seen.append(part)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings of level ERROR."""
+        return [finding for finding in self.findings if finding.level is Level.ERROR]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings of level WARNING."""
+        return [finding for finding in self.findings if finding.level is Level.WARNING]
+
+    @property
+    def summary(self) -> str:
+        """One line: what was checked, and the number of findings."""
+        counts = f'{len(self.errors)} errors, {len(self.warnings)} warnings'
+        return f'checked: {", ".join(self.seen) or "the config"}; {counts}'
+
+    def raise_errors(self) -> None:
+        """Raises if there is an error.
+
+        Raises:
+            PreflightError: With one line per finding of level ERROR.
+        """
+        if self.errors:
+            raise PreflightError('\n'.join(str(finding) for finding in self.errors))
