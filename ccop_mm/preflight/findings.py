@@ -1,4 +1,4 @@
-"""What a preflight check reports."""
+"""Findings of the preflight checks, and the report that collects them."""
 
 import enum
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Finding:
 
 
 class PreflightError(InputError):
-    """A run that must not start; the message has one line per error."""
+    """Raised if a preflight check found an error; the message has one line per error."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Report:
     seen: list[str] = field(default_factory=list)
 
     def error(self, where: str, what: str, fix: str) -> None:
-        """Adds a problem that must not be started."""
+        """Adds a problem that prevents the run."""
         self.findings.append(Finding(Level.ERROR, where, what, fix))
 
     def warning(self, where: str, what: str, fix: str) -> None:
@@ -60,7 +60,7 @@ class Report:
         self.findings.append(Finding(Level.WARNING, where, what, fix))
 
     def saw(self, part: str) -> None:
-        """Adds a part to the last line."""
+        """Adds a part to the summary line."""
         self.seen.append(part)
 
     @property

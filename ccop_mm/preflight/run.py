@@ -4,13 +4,26 @@ from collections.abc import Callable
 
 from mmengine.config import Config
 
+from ccop_mm.preflight.config import check_config, check_test_config
+from ccop_mm.preflight.detector_data import check_test_data, check_training_data
 from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.resume import check_resume
+from ccop_mm.preflight.weights import check_test_weights, check_training_weights
 
 #: Checks of a training run: ``check(cfg, report, resume)``. ``resume`` is the checkpoint file to resume from, or None.
-TRAINING_CHECKS: tuple[Callable[[Config, Report, str | None], None], ...] = ()
+TRAINING_CHECKS: tuple[Callable[[Config, Report, str | None], None], ...] = (
+    check_config,
+    check_training_data,
+    check_training_weights,
+    check_resume,
+)
 
 #: Checks of a test run: ``check(cfg, report, checkpoint)``. ``checkpoint`` is a file or URL.
-TEST_CHECKS: tuple[Callable[[Config, Report, str], None], ...] = ()
+TEST_CHECKS: tuple[Callable[[Config, Report, str], None], ...] = (
+    check_test_config,
+    check_test_data,
+    check_test_weights,
+)
 
 
 def check_training(cfg: Config, resume: str | None = None) -> Report:

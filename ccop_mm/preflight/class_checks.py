@@ -1,0 +1,181 @@
+"""Checks of the classes of a detector: in the config, in the annotation files, and in the heads."""
+
+import difflib
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from ccop_mm.preflight.coco_table import CocoTable, duplicates
+from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.splits import Split, resolve_type
+from ccop_mm.preflight.summary import count
+from ccop_mm.utils.text import format_truncated
+
+#: Parts of a detector and of its RoI head that predict one output per class.
+HEADS = ('bbox_head', 'mask_head', 'mask_iou_head', 'point_head', 'query_head')
+#: Similarity from which difflib offers a name.
+MIN_SIMILARITY = 0.6
+
+
+def read_classes(split: Split, report: Report) -> list[str] | None:
+    """Returns the classes of a dataset, or None if the config does not define them correctly.
+
+    Args:
+        split (Split): Dataset.
+        report (Report): Receives the findings.
+    """
+    where = f'{split.key}.metainfo'
+    for name in split.metainfo:
+        if name.lower() == 'classes' and name != 'classes':
+            report.error(where, f'{name!r} is ignored', "name it 'classes'")
+            return None
+    classes = split.metainfo.get('classes', getattr(split.dataset_class, 'METAINFO', {}).get('classes'))
+    if isinstance(classes, str):
+        if not Path(classes).is_file():
+            report.error(where, f'classes is the text {classes!r}', f'write a list: classes=({classes!r},)')
+            return None
+        classes = Path(classes).read_text(encoding='utf-8').splitlines()
+    if classes is None:
+        return None
+    if not all(isinstance(name, str) for name in classes) or not len(classes):
+        report.error(where, f'classes is {format_truncated(list(classes)) or "empty"}', 'list the names of the classes')
+        return None
+    repeated = duplicates(list(classes))
+    if repeated:
+        report.error(where, f'classes contains {repeated[0]!r} more than once', 'remove all but one')
+        return None
+    return list(classes)
+
+
+def check_categories(table: CocoTable, classes: Sequence[str], split: Split, report: Report) -> bool:
+    """Checks that all classes are categories of a json and that no category with objects is left out.
+
+    Args:
+        table (CocoTable): Content of the json.
+        classes (Sequence[str]): Classes of the dataset.
+        split (Split): Dataset that reads the json.
+        report (Report): Receives the findings.
+
+    Returns:
+        bool: Whether all classes are in the json.
+    """
+    names = table.category_names
+    repeated = [name for name in duplicates(names) if name in classes]
+    if repeated:
+        report.error(
+            table.path,
+            f'{len(repeated)} names belong to more than one category: {format_truncated(repeated)}',
+            'all following classes would get wrong labels: merge the categories of each name',
+        )
+    where = f'{split.key}.metainfo.classes'
+    missing = [name for name in classes if name not in names]
+    free = [name for name in names if name not in classes]
+    if len(missing) == len(classes):
+        listed = f'({format_truncated([repr(name) for name in names], 20)},)' if names else 'no categories'
+        report.error(
+            where,
+            f'none of the {len(classes)} classes ({format_truncated(classes, 3)}) is a category of {table.path}, which '
+            f'has {listed}',
+            f'set {split.key}.metainfo.classes to the categories of the file' if names else 'add "categories" to it',
+        )
+    elif missing:
+        offered = [f'{name!r}{_nearest(name, free or names)}' for name in missing]
+        report.error(
+            where,
+            f'{len(missing)} of {len(classes)} classes are not among the categories of {table.path}: '
+            f'{format_truncated(offered)}',
+            'all following classes would get wrong labels: correct the names, or add the categories to the file',
+        )
+    else:
+        counts = dict(zip(names, table.annotations_per_category().tolist(), strict=True))
+        unused = [f'{name!r} ({count(counts[name], "object", "objects")})' for name in free if counts[name]]
+        if unused:
+            report.warning(
+                where,
+                f'{len(unused)} categories of {table.path} are not in classes: {format_truncated(unused)}',
+                'their objects count as background; add them if they should be detected',
+            )
+    return not missing and not repeated
+
+
+def _nearest(name: str, candidates: Sequence[str]) -> str:
+    """Returns ``' (nearest: ...)'`` with the most similar candidate, or ``''`` if none is similar."""
+    lowered = {candidate.lower(): candidate for candidate in candidates}
+    matches = difflib.get_close_matches(name.lower().strip(), lowered, n=1, cutoff=MIN_SIMILARITY)
+    return f' (nearest: {lowered[matches[0]]!r})' if matches else ''
+
+
+def check_splits_agree(classes: Mapping[str, Sequence[str]], report: Report) -> None:
+    """Checks that all datasets have the same classes in the same order, which gives them the same labels.
+
+    Args:
+        classes (Mapping): Config key of each dataset -> its classes.
+        report (Report): Receives the findings.
+    """
+    keys = list(classes)
+    for key in keys[1:]:
+        first, other = list(classes[keys[0]]), list(classes[key])
+        if first != other:
+            pairs = enumerate(itertools.zip_longest(first, other, fillvalue='nothing'))
+            index, (expected, found) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+            report.error(
+                f'{key}.metainfo.classes',
+                f'the {len(other)} classes differ from the {len(first)} of {keys[0]}: label {index} is {found!r}, '
+                f'there {expected!r}',
+                'use the same classes in the same order for all datasets',
+            )
+
+
+def check_heads(cfg: Config, classes: Sequence[str], key: str, report: Report) -> None:
+    """Checks that every head predicts as many classes as the dataset has.
+
+    Args:
+        cfg (Config): Config of a detector.
+        classes (Sequence[str]): Classes of the dataset.
+        key (str): Config key of the dataset, for messages.
+        report (Report): Receives the findings.
+    """
+    for path, head in iterate_heads(cfg.get('model') or {}, 'model'):
+        number = _num_classes(head, cfg.get('default_scope'))
+        if number is not None and number != len(classes):
+            report.error(
+                f'{path}.num_classes',
+                f'the head predicts {number} classes, but {key} has {len(classes)} ({format_truncated(classes, 3)})',
+                f'set {path}.num_classes={len(classes)}',
+            )
+
+
+def iterate_heads(model: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields config key and config of each head of a detector that predicts classes of objects.
+
+    A cascade has a list of heads. Class-agnostic mask heads, which have one output, are left out.
+    """
+    for name in HEADS:
+        heads = model.get(name) or []
+        many = isinstance(heads, (list, tuple))
+        for number, head in enumerate(heads if many else [heads]):
+            if isinstance(head, Mapping) and not head.get('class_agnostic'):
+                yield f'{key}.{name}.{number}' if many else f'{key}.{name}', head
+    for name in ('roi_head', 'detector'):  # semi-supervised methods wrap a detector
+        inner = model.get(name) or []
+        many = isinstance(inner, (list, tuple))
+        for number, part in enumerate(inner if many else [inner]):
+            if isinstance(part, Mapping):
+                yield from iterate_heads(part, f'{key}.{name}.{number}' if many else f'{key}.{name}')
+
+
+def _num_classes(head: Mapping[str, Any], scope: str | None) -> int | None:
+    """Returns ``num_classes`` of a head, or the default of its class; None if it has none."""
+    if 'num_classes' in head:
+        return head['num_classes'] if isinstance(head['num_classes'], int) else None
+    head_class = resolve_type(MODELS, head, scope)
+    for kind in getattr(head_class, '__mro__', ()):
+        parameter = inspect.signature(kind.__init__).parameters.get('num_classes') if '__init__' in vars(kind) else None
+        if parameter is not None:
+            return parameter.default if isinstance(parameter.default, int) else None
+    return None

@@ -1,0 +1,330 @@
+"""Checks of the config itself: misspelt keys, a curriculum without its hook, recipes that do not fit the machine."""
+
+import importlib.util
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine import registry as registries
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from ccop_mm.models.box_jitter import SCSBoxJitter
+from ccop_mm.preflight.arguments import (
+    COMMON,
+    LOADER_ARGUMENTS,
+    LOADERS,
+    accepted_arguments,
+    closest,
+    find_class,
+    find_components,
+    registered_names,
+    type_name,
+)
+from ccop_mm.preflight.findings import Report
+
+#: Top-level keys that mmengine, mmdet's tools or this project read, and the types of their values.
+_DICT, _LIST, _TEXT = (dict,), (list, tuple), (str,)
+TOP_LEVEL: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(inspect.signature(Runner).parameters, _DICT),
+    **dict.fromkeys(('val_evaluator', 'test_evaluator', 'param_scheduler'), (*_DICT, *_LIST)),
+    **dict.fromkeys(('work_dir', 'load_from', 'launcher', 'default_scope', 'experiment_name', 'runner_type'), _TEXT),
+    'custom_hooks': _LIST,
+    'log_level': (str, int),
+    'resume': (bool,),
+    'find_unused_parameters': (bool,),
+    'sync_bn': _TEXT,
+    'activation_checkpointing': _LIST,
+    'efficient_conv_bn_eval': _LIST,
+    'init_weights_for_test_or_val': (bool,),
+    'detect_anomalous_params': (bool,),
+    'tta_pipeline': _LIST,
+    **dict.fromkeys(('custom_imports', 'model_wrapper_cfg', 'compile', 'strategy', 'tta_model', 'probe'), _DICT),
+}
+#: Similarity from which an unknown key is taken for a misspelt one. Config files also define variables.
+MISSPELT = 0.8
+
+#: Scope in which this project registers its classes, except those of ``ccop_mm.detection``.
+OWN_SCOPE = 'mmselfsup'
+
+#: A config for machines without a GPU.
+SMALL_CONFIG = 'configs/ccop/ccop_r18_fpn_demo.py'
+
+NORM_LAYERS = frozenset({'BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN'})
+
+
+def check_config(cfg: Config, report: Report, resume: str | None = None) -> None:
+    """Checks the keys of a training config and the settings that depend on each other.
+
+    Args:
+        cfg (Config): Training config.
+        report (Report): Receives the findings.
+        resume (str, optional): Not used.
+    """
+    check_keys(cfg, report, unused=('test_',))
+    check_curriculum(cfg, report)
+    check_batch_statistics(cfg, report)
+    check_device(cfg, report)
+
+
+def check_test_config(cfg: Config, report: Report, checkpoint: str) -> None:
+    """Checks the keys of a test config."""
+    check_keys(cfg, report, unused=('train_', 'val_', 'optim_wrapper', 'param_scheduler'))
+
+
+def check_keys(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> None:
+    """Reports top-level keys, types and arguments that are misspelt.
+
+    Args:
+        cfg (Config): Training or test config.
+        report (Report): Receives the findings.
+        unused (tuple[str, ...]): Prefixes of the keys from which the run builds nothing.
+    """
+    for key, value in cfg.items():
+        known = None if key in TOP_LEVEL else _misspelt_top_level(key, value)
+        if known is not None and cfg.get(known) != value:
+            report.error(key, f'{key} is unknown and has no effect', f'rename it to {known}, or choose another name')
+    for loader in (loader for loader in LOADERS if not loader.startswith(unused)):
+        _check_arguments(loader, cfg.get(loader), LOADER_ARGUMENTS, 'DataLoader', report)
+    _check_arguments(
+        'randomness', cfg.get('randomness'), accepted_arguments(Runner.set_randomness), 'set_randomness', report
+    )
+    _check_arguments('auto_scale_lr', cfg.get('auto_scale_lr'), {'enable', 'base_batch_size'}, 'auto_scale_lr', report)
+    for component in find_components(cfg):
+        if component.path.startswith(unused):
+            continue
+        kind = component.type
+        if kind is None:
+            default_hooks = cfg.get('default_hooks') or {}
+            hook_names = [name for name, hook in default_hooks.items() if isinstance(hook, dict) and 'type' in hook]
+            name = closest(component.path.rpartition('.')[2], hook_names)
+            fix = f'did you mean default_hooks.{name}' if name else "set its class with type='...'"
+            report.error(component.path, f'{_short(component.node)} has no type', fix)
+            continue
+        target = component.find_class()
+        if target is None:
+            scope, _, name = str(kind).rpartition('.')
+            if scope and importlib.util.find_spec(scope.partition('.')[0]) is None:
+                report.error(f'{component.path}.type', f'{kind!r} is in a package that is not installed', 'install it')
+                continue
+            match = closest(name, registered_names(component.registry, scope or component.scope))
+            if not scope and find_class(component.registry, f'{OWN_SCOPE}.{name}', component.scope) is not None:
+                scope, match = OWN_SCOPE, name
+            fix = f'did you mean {scope + "." if scope else ""}{match}' if match else 'add its module to custom_imports'
+            report.error(f'{component.path}.type', f'{kind!r} is not registered as a {component.registry.name}', fix)
+            continue
+        accepted = accepted_arguments(target)
+        if accepted is not None:
+            owner = getattr(target, '__name__', str(target))
+            _check_arguments(component.path, component.node, accepted | component.extra | COMMON, owner, report)
+
+
+def _check_arguments(path: str, node: Any, accepted: Any, owner: str, report: Report) -> None:
+    if not isinstance(node, Mapping) or accepted is None:
+        return
+    for name in node:
+        if name not in accepted:
+            match = closest(str(name), accepted - COMMON)
+            fix = f'did you mean {path}.{match}' if match else f'remove {path}.{name}'
+            report.error(f'{path}.{name}', f'{owner} has no argument {name!r} ({name}={_short(node[name])})', fix)
+
+
+def _misspelt_top_level(key: str, value: Any) -> str | None:
+    """Returns the known top-level key that an unknown one is probably meant to be, or None if it is a variable."""
+    candidates = [name for name, types in TOP_LEVEL.items() if isinstance(value, types)]
+    known = closest(key, candidates, MISSPELT)
+    if known is None or f'_{known}_' in f'_{key}_':  # base_optim_wrapper or custom_hooks_extra is a variable
+        return None
+    stem, _, ending = key.rpartition('_')
+    known_stem, _, known_ending = known.rpartition('_')
+    # conv_cfg is not env_cfg, and train_pipeline is not tta_pipeline.
+    return None if ending == known_ending and closest(stem, [known_stem]) is None else known
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = ' '.join(repr(dict(value) if isinstance(value, dict) else value).split())
+    return text if len(text) <= limit else f'{text[:limit]}...'
+
+
+def check_options(cfg: Config, options: Mapping[str, Any], report: Report) -> None:
+    """Checks ``--cfg-options`` against the config that they change.
+
+    Arguments of hooks, datasets and other parts that mmengine builds are left to :func:`check_keys`.
+
+    Args:
+        cfg (Config): Config without the options.
+        options (Mapping[str, Any]): Values by dotted path.
+        report (Report): Receives the findings.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    checked = {component.path for component in find_components(cfg)} | {*LOADERS, 'randomness', 'auto_scale_lr'}
+    for path, value in options.items():
+        first, *rest = path.split('.')
+        if first not in TOP_LEVEL:
+            _check_top_level_option(cfg, path, first, report)
+            continue
+        node, parent = cfg.get(first), first
+        if node is None and first not in cfg:
+            continue
+        for name in rest:
+            where = f'--cfg-options {path}'
+            if isinstance(node, (list, tuple)):
+                if not name.isdigit() or int(name) >= len(node):
+                    report.error(
+                        where,
+                        f'{parent} is a list of {len(node)} elements and has no element {name!r}',
+                        f'use a number from 0 to {len(node) - 1}' if node else 'set the whole list',
+                    )
+                    break
+                node = node[int(name)]
+            elif isinstance(node, Mapping):
+                if name not in node:
+                    if parent not in checked and f'{parent}.type' not in options:
+                        _check_new_key(node, parent, name, where, scope, report)
+                    break
+                node = node[name]
+            else:
+                fix = f'set {parent} as a whole, with _delete_=True'
+                report.error(where, f'{parent} is {_short(node)} and has no {name!r}', fix)
+                break
+            parent = f'{parent}.{name}'
+        else:
+            # mmengine merges dicts only.
+            if isinstance(value, dict) and not isinstance(node, (dict, list)) and '_delete_' not in value:
+                what = f'{path} is {_short(node)}, with which a dict cannot be merged'
+                report.error(f'--cfg-options {path}', what, 'add _delete_=True to the dict')
+
+
+def _check_top_level_option(cfg: Config, path: str, key: str, report: Report) -> None:
+    where = f'--cfg-options {path}'
+    if key in cfg:
+        report.warning(
+            where,
+            f'{key} is a variable of the config file: changing it after the file was read has no effect',
+            'set the fields that use it, such as train_dataloader.dataset.*',
+        )
+        return
+    match = closest(key, [*TOP_LEVEL, *cfg], MISSPELT)
+    if match is not None:
+        report.error(where, f'{key} is unknown', f'did you mean {match}')
+    else:
+        report.warning(where, f'{key} is unknown and has no effect', 'check the spelling')
+
+
+def _check_new_key(node: Mapping, parent: str, name: str, where: str, scope: str, report: Report) -> None:
+    """Checks a key that an option adds to a part of the config that :func:`check_keys` does not check."""
+    owner = parent.rpartition('.')[2]
+    # norm_cfg and similar parts have keys that are read before the class is called.
+    if 'type' in node and not owner.endswith('_cfg'):
+        for registry in (registries.MODELS, registries.TASK_UTILS, registries.TRANSFORMS):
+            accepted = accepted_arguments(target) if (target := find_class(registry, node['type'], scope)) else None
+            if accepted is not None:
+                if name not in accepted | COMMON:
+                    match = closest(name, accepted)
+                    fix = f'did you mean {parent}.{match}' if match else 'remove it'
+                    report.error(where, f'{type_name(node)} has no argument {name!r}', fix)
+                return
+    match = closest(name, list(node), MISSPELT)
+    if match is not None:
+        report.warning(where, f'{parent} has no {name!r}', f'did you mean {parent}.{match}')
+
+
+def check_curriculum(cfg: Config, report: Report) -> None:
+    """Reports a CCOP whose noise changes during the training but whose hooks lack ``SpatialCurriculumHook``."""
+    model = cfg.get('model')
+    if type_name(model) != 'CCOP' or not _changes_noise(model.get('box_jitter') or {}):
+        return
+    custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
+    default_hooks = [hook for hook in (cfg.get('default_hooks') or {}).values() if isinstance(hook, Mapping)]
+    if any(type_name(hook) == 'SpatialCurriculumHook' for hook in [*custom_hooks, *default_hooks]):
+        return
+    own = ''.join(f', {_as_code(hook)}' for hook in custom_hooks)
+    report.error(
+        'custom_hooks',
+        'the list replaces that of the base config and lacks SpatialCurriculumHook, so the noise of the key boxes '
+        'would stay at its start',
+        f'write custom_hooks = [*_base_.custom_hooks{own}]',
+    )
+
+
+def _changes_noise(jitter: Mapping) -> bool:
+    """Returns whether the noise of ``SCSBoxJitter`` depends on the progress of the training."""
+    defaults = inspect.signature(SCSBoxJitter).parameters
+    values = {name: jitter.get(name, defaults[name].default) for name in ('noise', 'noise_wh', 'min_iou')}
+    noise = [values['noise'], values['noise_wh'] or values['noise']]
+    if any(start != end for start, end in noise):
+        return True
+    start, end = values['min_iou']
+    return start != end and any(size != 0 for size, _ in noise)
+
+
+def _as_code(value: Any) -> str:
+    """Formats a value as in a config file."""
+    if isinstance(value, Mapping):
+        return f'dict({", ".join(f"{key}={_as_code(item)}" for key, item in value.items())})'
+    if isinstance(value, list):
+        return f'[{", ".join(map(_as_code, value))}]'
+    return repr(value)
+
+
+def check_batch_statistics(cfg: Config, report: Report) -> None:
+    """Warns of a detector that trains batch normalization with one image per group of batch statistics."""
+    batch_size = (cfg.get('train_dataloader') or {}).get('batch_size')
+    if batch_size != 1 or cfg.get('default_scope') != 'mmdet':
+        return
+    distributed = cfg.get('launcher', 'none') != 'none' and int(os.environ.get('WORLD_SIZE', 1)) > 1
+    path = _trained_norm(cfg.get('model'), 'model', cfg.get('default_scope'), distributed)
+    if path is not None:
+        report.warning(
+            'train_dataloader.batch_size=1',
+            f'{path} trains batch normalization with the statistics of a single image',
+            'use a batch size of at least 2 per process, SyncBN on several GPUs, or norm_eval=True in the backbone',
+        )
+
+
+def _trained_norm(node: Any, path: str, scope: str, distributed: bool) -> str | None:
+    """Returns the path of the first ``norm_cfg`` whose batch statistics come from one process and are used in training.
+
+    Args:
+        node (Any): Part of a model config.
+        path (str): Its path.
+        scope (str): Scope of the model.
+        distributed (bool): Whether SyncBN has other processes to synchronize with.
+    """
+    if isinstance(node, (list, tuple)):
+        parts = [(f'{path}.{number}', part) for number, part in enumerate(node)]
+    elif isinstance(node, Mapping):
+        norm = type_name(node.get('norm_cfg'))
+        synchronized = 'Sync' in norm and distributed
+        if norm in NORM_LAYERS and not synchronized and not _keeps_statistics(node, scope):
+            return f'{path}.norm_cfg'
+        parts = [(f'{path}.{name}', part) for name, part in node.items() if name != 'norm_cfg']
+    else:
+        return None
+    return next((found for name, part in parts if (found := _trained_norm(part, name, scope, distributed))), None)
+
+
+def _keeps_statistics(node: Mapping, scope: str) -> bool:
+    """Returns whether a backbone has ``norm_eval=True``, as mmdet's have by default."""
+    if 'norm_eval' in node:
+        return bool(node['norm_eval'])
+    target = find_class(registries.MODELS, node.get('type'), scope)
+    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
+        parameter = inspect.signature(cls).parameters.get('norm_eval')
+        if parameter is not None:
+            return bool(parameter.default)
+    return False
+
+
+def check_device(cfg: Config, report: Report) -> None:
+    """Warns of a pre-training recipe that would take months on a CPU."""
+    model = cfg.get('model')
+    depth = (model.get('backbone') or {}).get('depth') if type_name(model) == 'CCOP' else None
+    if isinstance(depth, int) and depth >= 50 and get_device() == 'cpu':
+        report.warning(
+            'model.backbone.depth',
+            f'a ResNet-{depth} is pre-trained on the CPU, because no usable GPU was found',
+            f'use a machine with a GPU, or {SMALL_CONFIG} to try the steps',
+        )

@@ -1,0 +1,228 @@
+"""Checks of the data of a detector against its config, and the description of data, model and schedule."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config, ConfigDict
+
+from ccop_mm.preflight.class_checks import check_categories, check_heads, check_splits_agree, read_classes
+from ccop_mm.preflight.coco_table import CocoTable, paused_garbage_collection
+from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.image_checks import applies_orientation, check_images
+from ccop_mm.preflight.json_checks import check_json, check_segmentations
+from ccop_mm.preflight.keypoint_checks import check_flip_pairs, check_keypoint_head, check_keypoints, read_skeleton
+from ccop_mm.preflight.splits import Split, find_evaluators, find_splits, iterate_datasets
+from ccop_mm.preflight.summary import count, describe_model, describe_schedule, total, used_images
+from ccop_mm.proposals.store import ProposalStore
+from ccop_mm.utils.coco_json import read_json
+from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.text import format_truncated
+
+
+def check_training_data(cfg: Config, report: Report, resume: str | None = None) -> None:
+    """Checks the training and validation data of a detector; describes those of a pre-training.
+
+    Args:
+        cfg (Config): Training config; not modified.
+        report (Report): Receives the findings, and the number of images, boxes and steps.
+        resume (str, optional): Not used.
+    """
+    num_images = _check_data(cfg, ('train', 'val'), report)
+    if num_images is None:
+        num_images = _describe_proposals(cfg, report)
+    for part in (describe_model(cfg), describe_schedule(cfg, num_images)):
+        if part:
+            report.saw(part)
+
+
+def check_test_data(cfg: Config, report: Report, checkpoint: str | None = None) -> None:
+    """Checks the test data of a detector.
+
+    Args:
+        cfg (Config): Config of a detector; not modified.
+        report (Report): Receives the findings, and the number of images and boxes.
+        checkpoint (str, optional): Not used.
+    """
+    if cfg.get('test_dataloader') is None:
+        report.error('test_dataloader', 'the config has none', 'only detectors have a test')
+        return
+    _check_data(cfg, ('test',), report)
+    model = describe_model(cfg)
+    if model:
+        report.saw(model)
+
+
+class _Tables:
+    """COCO json files of a run, each of which is read and checked once.
+
+    Args:
+        report (Report): Receives the findings.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._tables: dict[str, CocoTable | None] = {}
+
+    def read(self, path: str, key: str) -> CocoTable | None:
+        """Returns the content of a file; None, with an error in the report, if it is not a COCO json.
+
+        Args:
+            path (str): COCO json.
+            key (str): Config key of the path, for messages.
+        """
+        path = os.path.normpath(path)
+        if path not in self._tables:
+            self._tables[path] = None
+            if not Path(path).is_file():
+                self._report.error(key, f'{path} does not exist', f'set {key} to the annotation file')
+                return None
+            try:
+                with paused_garbage_collection():
+                    table = CocoTable.from_json(read_json(path), path)
+            except InputError as error:
+                self._report.error(path, str(error).removeprefix(f'{path}: '), f'correct the file, or {key}')
+                return None
+            check_json(table, self._report)
+            self._tables[path] = table
+        return self._tables[path]
+
+
+def _check_data(cfg: Config, parts: Sequence[str], report: Report) -> int | None:
+    """Checks the datasets and evaluators of some data loaders.
+
+    Returns:
+        int | None: Number of images of the first part, counting repeats; None if it is not known.
+    """
+    splits = find_splits(cfg, parts)
+    classes = {split.key: names for split in splits if (names := read_classes(split, report)) is not None}
+    check_splits_agree(classes, report)
+    # Detectors with text queries do not have one output per class.
+    if classes and not any(split.config.get('return_classes') for split in splits):
+        key, names = next(iter(classes.items()))
+        check_heads(cfg, names, key, report)
+    tables = _Tables(report)
+    checked: set[tuple[str, str, bool]] = set()
+    numbers: list[tuple[int, int] | None] = []
+    for split in splits:
+        table = _read_split(split, tables, report)
+        described = None
+        if table is not None and split.key in classes:
+            described = _check_split(cfg, split, table, classes[split.key], report)
+            root, orients = split.image_root or '', applies_orientation(split.pipeline)
+            if (table.path, root, orients) not in checked:
+                checked.add((table.path, root, orients))
+                check_images(table, root, split.pipeline, split.key, report)
+        if split.part == parts[0]:
+            numbers.append(described)
+    for part in parts:
+        own = [split for split in splits if split.part == part]
+        for key, evaluator in find_evaluators(cfg, part):
+            _check_evaluator(key, evaluator, own, classes, tables, report)
+    num_images = total([number and number[0] for number in numbers])
+    num_boxes = total([number and number[1] for number in numbers])
+    if num_images is not None:
+        report.saw(count(num_images, 'image', 'images'))
+    if classes:
+        report.saw(count(len(next(iter(classes.values()))), 'class', 'classes'))
+    if num_boxes is not None:
+        report.saw(count(num_boxes, 'box', 'boxes'))
+    return num_images
+
+
+def _read_split(split: Split, tables: _Tables, report: Report) -> CocoTable | None:
+    """Returns the annotations of a dataset; None if they cannot be read, are remote or have another format."""
+    if not split.reads_coco_json or split.is_remote or not split.annotation_file:
+        return None
+    root = split.image_root
+    if root is None:
+        report.error(f'{split.key}.data_prefix', "it has no 'img'", "set data_prefix=dict(img='FOLDER/')")
+        return None
+    if not os.path.isdir(root or '.'):
+        report.error(f'{split.key}.data_prefix.img', f'folder {root} does not exist', 'set data_root and data_prefix')
+        return None
+    return tables.read(split.annotation_file, f'{split.key}.ann_file')
+
+
+def _check_split(
+    cfg: Config, split: Split, table: CocoTable, classes: Sequence[str], report: Report
+) -> tuple[int, int] | None:
+    """Checks the annotations of a dataset; returns the number of its images and boxes, None if it is not usable."""
+    if not check_categories(table, classes, split, report):
+        return None
+    used = table.rows_of_classes(classes) & (table.image_rows >= 0)
+    if not table.rows_of_classes(classes).any():
+        add = report.error if split.part == 'train' else report.warning
+        add(table.path, f'it has no annotations of {format_truncated(classes, 3)}', 'use a file with annotations')
+    if any(transform.get('with_mask') for transform in split.pipeline):
+        check_segmentations(table, used, f'with_mask=True in {split.key}.pipeline', report)
+    skeleton = read_skeleton(split, report)
+    if skeleton is not None:
+        if split.part == 'train':
+            check_flip_pairs(skeleton, split, report)
+        check_keypoints(table, used, classes, skeleton, split.key, report)
+        check_keypoint_head(cfg.get('model') or {}, skeleton, split.key, report)
+    kept = used_images(table, used, split)
+    num_images, num_boxes = int(kept.sum()), int(np.count_nonzero(kept[table.image_rows[used]]))
+    return num_images * split.repeats, num_boxes * split.repeats
+
+
+def _check_evaluator(
+    key: str, evaluator: ConfigDict, splits: list[Split], classes: dict[str, list[str]], tables: _Tables, report: Report
+) -> None:
+    """Checks that the annotation file of an evaluator has the images and classes of the dataset it evaluates."""
+    own_file = evaluator.get('ann_file')
+    readable = [split for split in splits if split.reads_coco_json and not split.is_remote and split.key in classes]
+    if not readable or len(readable) < len(splits) or (isinstance(own_file, str) and '://' in own_file):
+        return
+    path = own_file or readable[0].annotation_file
+    table = tables.read(path, f'{key}.ann_file')
+    datasets = [tables.read(split.annotation_file, f'{split.key}.ann_file') for split in readable]
+    if table is None or any(dataset is None for dataset in datasets):
+        return
+    names = classes[readable[0].key]
+    if evaluator.get('use_mp_eval') and 0 in table.annotation_ids:
+        report.error(
+            f'{key}.use_mp_eval',
+            f'this mode counts annotation id 0 of {path} as missed',
+            f'set {key}.use_mp_eval=False, or number the annotations from 1',
+        )
+    metrics = evaluator.get('metric', 'bbox')
+    if 'segm' in ([metrics] if isinstance(metrics, str) else metrics):
+        used = table.rows_of_classes(names) & (table.image_rows >= 0)
+        check_segmentations(table, used, f"'segm' in {key}.metric", report)
+    if any(dataset is table for dataset in datasets):
+        return
+    check_categories(table, names, readable[0], report)
+    tested = {image_id for dataset in datasets if dataset is not None for image_id in dataset.image_ids}
+    listed = set(table.image_ids)
+    for ids, problem in (
+        (listed - tested, 'are not in the dataset: their objects would count as missed'),
+        (tested - listed, 'are in the dataset only: their detections cannot be evaluated'),
+    ):
+        if ids:
+            report.error(
+                f'{key}.ann_file',
+                f'{len(ids):,} images of {path} {problem}, the first ids are '
+                f'{format_truncated(sorted(ids, key=str), 3)}',
+                f'use {readable[0].annotation_file} for both',
+            )
+
+
+def _describe_proposals(cfg: Config, report: Report) -> int | None:
+    """Adds the content of the proposals file of a pre-training; returns the number of images, None if unknown."""
+    loader = cfg.get('train_dataloader') or {}
+    number = None
+    for _, dataset, repeats in iterate_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'):
+        path = os.path.join(dataset.get('data_root') or '', dataset.get('proposal_file') or '')
+        if not str(dataset.get('type')).endswith('ProposalDataset') or not path.endswith('.npz'):
+            continue
+        try:
+            store = ProposalStore.load(path)
+        except InputError:  # reported where the dataset is built
+            continue
+        number = len(store) * repeats
+        report.saw(count(number, 'image', 'images'))
+        report.saw(count(int(store.num_boxes.sum()), 'proposal', 'proposals'))
+    return number

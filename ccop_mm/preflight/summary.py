@@ -1,0 +1,99 @@
+"""Describes model and schedule of a run for the last line of a report."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+
+from ccop_mm.preflight.coco_table import CocoTable
+from ccop_mm.preflight.splits import Split
+
+
+def describe_model(cfg: Config) -> str | None:
+    """Describes the architecture, such as ``'MaskRCNN with ResNet-50-FPN'``; None without a model."""
+    model = cfg.get('model')
+    if not isinstance(model, Mapping) or not model.get('type'):
+        return None
+    parts = [_class_name(model.get(name)) for name in ('backbone', 'neck')]
+    backbone = model.get('backbone')
+    if isinstance(backbone, Mapping) and 'depth' in backbone:
+        parts[0] = f'{parts[0]}-{backbone["depth"]}'
+    encoder = '-'.join(part for part in parts if part)
+    return f'{_class_name(model)} with {encoder}' if encoder else _class_name(model)
+
+
+def _class_name(config: Any) -> str:
+    """Returns the name of the class of a part of a model; those of a list of necks are joined by ``+``."""
+    if isinstance(config, (list, tuple)):
+        return '+'.join(_class_name(part) for part in config)
+    kind = config.get('type') if isinstance(config, Mapping) else None
+    return kind.__name__ if isinstance(kind, type) else str(kind or '').rpartition('.')[2]
+
+
+def describe_schedule(cfg: Config, num_images: int | None) -> str | None:
+    """Describes the length of a training, such as ``'540 steps of 64'``; None if it is not known.
+
+    Args:
+        cfg (Config): Training config.
+        num_images (int, optional): Number of images of an epoch.
+    """
+    loader, loop = cfg.get('train_dataloader'), cfg.get('train_cfg')
+    if not isinstance(loader, Mapping) or not isinstance(loop, Mapping):
+        return None
+    # A step of the optimizer is meant, which accumulates the gradients of several iterations.
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    batch_size = (loader.get('batch_size') or 1) * _num_processes(cfg)
+    iterations = loop.get('max_iters')
+    if iterations is None:
+        if num_images is None or not loop.get('max_epochs'):
+            return None
+        per_epoch = num_images / batch_size
+        iterations = loop['max_epochs'] * (math.floor(per_epoch) if loader.get('drop_last') else math.ceil(per_epoch))
+    return f'{math.ceil(iterations / accumulated):,} steps of {batch_size * accumulated:,}'
+
+
+def _num_processes(cfg: Config) -> int:
+    """Returns the number of processes, also before mmengine has connected them."""
+    if cfg.get('launcher', 'none') == 'none':
+        return 1
+    variable = os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or '1'
+    return max(get_world_size(), int(variable))
+
+
+def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
+    """Returns the images that ``filter_cfg`` leaves in a dataset, (m,) bool.
+
+    Args:
+        table (CocoTable): Content of the json.
+        used (np.ndarray): (n,) bool, annotations of the classes in use, each of an image of the json.
+        split (Split): Dataset.
+    """
+    kept = np.ones(table.num_images, dtype=bool)
+    options = split.config.get('filter_cfg') or {}
+    if split.config.get('test_mode'):
+        return kept
+    if options.get('filter_empty_gt'):
+        rows = table.image_rows[used]
+        kept[:] = False
+        kept[rows[rows >= 0]] = True
+    if options.get('min_keypoints'):
+        rows = np.flatnonzero(used & ~table.is_crowd)
+        labeled = [sum(flag > 0 for flag in (table.keypoints[row] or [])[2::3]) for row in rows]
+        per_image = np.bincount(table.image_rows[rows], weights=labeled, minlength=table.num_images)
+        kept &= per_image >= options['min_keypoints']
+    return kept & ~(table.sizes.min(axis=1) < options.get('min_size', 0))
+
+
+def count(number: int, singular: str, plural: str) -> str:
+    """Formats a number with its noun, such as ``'2,881 images'``."""
+    return f'{number:,} {singular if number == 1 else plural}'
+
+
+def total(numbers: Sequence[int | None]) -> int | None:
+    """Returns the sum, or None if a number is not known."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known and len(known) == len(numbers) else None
