@@ -9,8 +9,16 @@ from collections.abc import Callable
 
 from .cpu_config import prepare_config
 from .mmdet import exchange_names_as_json
-from .mmengine import guard_downloads, ignore_config_text_on_resume, initialize_on_cpu, remove_unsafe_fallback
+from .mmengine import (
+    guard_downloads,
+    ignore_config_text_on_resume,
+    initialize_on_cpu,
+    remove_unsafe_fallback,
+    resume_within_epoch,
+    resume_without_loading,
+)
 from .mmselfsup import drop_missing_locations, import_frozen_packages
+from .pycocotools import complete_annotations, match_annotation_zero, number_classes_by_name
 from .torch import allow_checkpoint_types, load_address
 from .torchvision import define_torchvision_schemas
 
@@ -26,7 +34,12 @@ PATCHES: tuple[Callable[[], None], ...] = (
     guard_downloads,
     ignore_config_text_on_resume,
     initialize_on_cpu,
+    resume_within_epoch,
+    resume_without_loading,
     exchange_names_as_json,
+    number_classes_by_name,
+    match_annotation_zero,
+    complete_annotations,
 )
 
 

@@ -29,14 +29,14 @@ def prepare_config(cfg: Any) -> Any:
 
     if str((cfg.get('optim_wrapper') or {}).get('type')).endswith('AmpOptimWrapper'):
         raise InputError(
-            'AmpOptimWrapper needs a GPU, and no usable GPU was found: drop --amp or run on a machine with a GPU'
+            'AmpOptimWrapper needs a GPU, and no usable GPU was found: omit --amp, or run on a machine with a GPU'
         )
     count = _replace_sync_bn(cfg.get('model'))
     if cfg.get('sync_bn'):  # mmengine's option that converts all norm layers of the model
         cfg.sync_bn = None
         count += 1
     if count:
-        print_log(f'SyncBN became BN ({count} x): SyncBN needs a GPU, and no usable GPU was found', logger='current')
+        print_log(f'SyncBN is replaced by BN in {count} places: no usable GPU was found', logger='current')
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     if cfg.get('launcher', 'none') != 'none':
         # mmengine passes the first two arguments only if the config has no model_wrapper_cfg.

@@ -134,3 +134,113 @@ def _destroy_process_group() -> None:
     gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def resume_within_epoch() -> None:
+    """Makes ``EpochBasedTrainLoop`` resume in the middle of an epoch.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12):
+        A loop resumed from a checkpoint that was saved within an epoch starts the epoch again but keeps the iteration:
+        images are used twice, and learning rate, curriculum and the last iteration are shifted.
+
+    Fix:
+        If a hook has set the loop's attribute ``first_batch``, the next epoch starts with this batch, whose number the
+        hooks get. The batch sampler skips the others (:class:`ccop_mm.datasets.sampler.ResumableBatchSampler`). If it
+        is the number of batches, only the hooks and the validation at the end of the epoch remain.
+
+    Remove when:
+        ``EpochBasedTrainLoop`` supports this.
+    """
+    from mmengine.runner import EpochBasedTrainLoop
+
+    run_epoch = EpochBasedTrainLoop.run_epoch
+    if hasattr(run_epoch, '__wrapped__'):
+        return
+
+    @functools.wraps(run_epoch)
+    def wrapped(self: Any) -> None:
+        first = self.__dict__.pop('first_batch', 0)
+        if not first:
+            return run_epoch(self)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        if first < len(self.dataloader):
+            self.dataloader.batch_sampler.skip(first)
+            for batch_idx, data_batch in enumerate(self.dataloader, first):
+                self.run_iter(batch_idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    EpochBasedTrainLoop.run_epoch = wrapped
+
+
+def resume_without_loading() -> None:
+    """Makes ``IterBasedTrainLoop`` skip the batches of earlier iterations without loading them.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12):
+        A resumed loop advances its data loader. mmengine loads and discards all earlier batches; onedl-mmengine does so
+        for batch samplers other than torch's, such as mmdet's ``AspectRatioBatchSampler``, if there are workers.
+        mmengine also starts the workers when the loop is built, before hooks can prepare the data loader.
+
+    Fix:
+        Create the iterator when the first batch is needed. Skip batches in the batch sampler if it has a method
+        ``skip`` (:class:`ccop_mm.datasets.sampler.ResumableBatchSampler`).
+
+    Remove when:
+        mmengine creates the iterator late and skips batches in any batch sampler.
+    """
+    from mmengine.runner import loops
+
+    upstream: Any = loops._InfiniteDataloaderIterator
+    if hasattr(upstream, 'is_lazy'):
+        return
+    calls_skip_iter = hasattr(upstream, 'skip_iter')
+
+    class InfiniteDataloaderIterator(upstream):
+        is_lazy = True
+
+        def __init__(self, dataloader: Any) -> None:
+            self._dataloader = dataloader
+            self._epoch = 0
+            self._created: Any = None
+            self.resumed_iter = self._discarded = 0
+
+        def __next__(self) -> Any:
+            if self.resumed_iter and hasattr(self._dataloader.batch_sampler, 'skip'):
+                self.skip_iter(self.resumed_iter)
+                self._discarded, self.resumed_iter = self.resumed_iter, 0
+            if self._discarded:
+                self._discarded -= 1
+                return None
+            return super().__next__()
+
+        @property
+        def _iterator(self) -> Any:
+            if self._created is None:
+                self._created = iter(self._dataloader)
+            return self._created
+
+        @_iterator.setter
+        def _iterator(self, iterator: Any) -> None:
+            self._created = iterator
+
+        def skip_iter(self, num_iters: int) -> None:
+            skip = getattr(self._dataloader.batch_sampler, 'skip', None)
+            if skip is None:
+                super().skip_iter(num_iters)
+            else:
+                self._epoch = skip(num_iters)
+                self._created = None
+
+    loops._InfiniteDataloaderIterator = InfiniteDataloaderIterator
+    if calls_skip_iter:
+        return
+    run = loops.IterBasedTrainLoop.run
+
+    @functools.wraps(run)
+    def wrapped(self: Any) -> Any:
+        # mmengine 0.10.7 requests and discards the batches of this number of iterations.
+        self.dataloader_iterator.resumed_iter = self._iter
+        return run(self)
+
+    loops.IterBasedTrainLoop.run = wrapped

@@ -89,7 +89,7 @@ class CocoKeypointDataset(CocoDataset):
     def _check_names(self) -> None:
         """Checks category names and, where the file has them, keypoint names against the metainfo.
 
-        The order matters: mmdet assigns labels in the order of the file, not in the order of ``classes``.
+        The file may list the categories in any order (:func:`ccop_mm.compat.pycocotools.number_classes_by_name`).
         """
         classes, keypoint_names = list(self.metainfo['classes']), list(self.metainfo['keypoint_names'])
         categories = self.coco.load_cats(self.cat_ids)
@@ -97,7 +97,7 @@ class CocoKeypointDataset(CocoDataset):
         if found != classes:
             raise InputError(
                 f'{self.ann_file}: the categories that match metainfo.classes {classes} are {found}: set '
-                'metainfo.classes to categories of this file, in the order in which the file lists them'
+                'metainfo.classes to categories of this file'
             )
         for category in categories:
             names = category.get('keypoints') or keypoint_names

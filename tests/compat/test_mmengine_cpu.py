@@ -81,5 +81,5 @@ def test_runner_with_two_processes(tmp_path, free_port):
     # The mean over ranks of the summed samples, 0 + 2 and 1 + 3, is 3. Two steps with lr 0.1 lead from 1 to 0.4.
     weights = torch.load(tmp_path / 'mmdet' / 'epoch_2.pth', weights_only=True)['state_dict']['weight']
     torch.testing.assert_close(weights, torch.full((2,), 0.4))
-    assert logs[0].count('SyncBN became BN (1 x)') == 2 and 'toy/count: 4.0' in logs[0]
+    assert logs[0].count('SyncBN is replaced by BN in 1 places') == 2 and 'toy/count: 4.0' in logs[0]
     assert 'gloo threads at exit: 0' in logs[0]

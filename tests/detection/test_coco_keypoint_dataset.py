@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,12 +85,8 @@ def test_default_metainfo_on_real_coco_images(coco_cc31):
             lambda content: content.update(categories=[dict(id=5, name='bird')]),
             r"\['kite', 'arrow'\].*\[\]",
         ),
-        (
-            lambda content: content['categories'].reverse(),
-            r"\['kite', 'arrow'\].*\['arrow', 'kite'\]",
-        ),
     ],
-    ids=['number_of_values', 'keypoint_names', 'classes', 'class_order'],
+    ids=['number_of_values', 'keypoint_names', 'classes'],
 )
 def test_mismatched_annotations_raise(kites, kite_metainfo, change, pattern):
     content = json.loads(kites.read_text())
@@ -97,3 +94,27 @@ def test_mismatched_annotations_raise(kites, kite_metainfo, change, pattern):
     kites.write_text(json.dumps(content))
     with pytest.raises(InputError, match=f'{re.escape(str(kites))}.*{pattern}'):
         build_dataset(kites, kite_metainfo)
+
+
+def test_labels_do_not_depend_on_the_order_of_categories(kites, kite_metainfo):
+    def labels(classes):
+        dataset = build_dataset(kites, dict(kite_metainfo, classes=classes))
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        return [classes[instance['bbox_label']] for info in infos for instance in info['instances']]
+
+    expected = labels(('kite', 'arrow'))
+    assert set(expected) == {'kite', 'arrow'} and labels(('arrow', 'kite')) == expected
+    content = json.loads(kites.read_text())
+    content['categories'].reverse()
+    kites.write_text(json.dumps(content))
+    assert labels(('kite', 'arrow')) == labels(('arrow', 'kite')) == expected
+
+
+def test_missing_area_is_that_of_the_polygon():
+    faults = Path(__file__).resolve().parents[1] / 'data/faults'
+    metainfo = dict(
+        classes=('person',), keypoint_names=('a', 'b', 'c'), flip_pairs=(), skeleton=(), sigmas=0.1, keypoint_offset=0.5
+    )
+    dataset = build_dataset(faults / 'e15_noarea.json', metainfo)
+    (instance,) = dataset.get_data_info(0)['instances']
+    assert instance['area'] == 3600

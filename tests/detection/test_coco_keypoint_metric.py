@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ccop_mm.detection import CocoKeypointDataset
 from ccop_mm.detection.skeleton import complete_metainfo
 from ccop_mm.utils.errors import InputError
 
+FAULTS = Path(__file__).resolve().parents[1] / 'data/faults'
 NAMES = ('mAP', 'mAP_50', 'mAP_75', 'mAP_m', 'mAP_l', 'AR', 'AR_50', 'AR_75', 'AR_m', 'AR_l')
 
 
@@ -167,3 +169,34 @@ def test_mismatched_number_of_keypoints_raises(kites, kite_meta):
             sample['pred_instances'][name] = sample['pred_instances'][name][:, :3]
     with pytest.raises(InputError, match=r'\b3\b.*\b4\b'):
         evaluate(samples, kite_meta, ann_file=str(kites), metric='keypoints')
+
+
+@pytest.mark.parametrize('change', [dict(), dict(id=0), dict(id=0, area=3600)])
+def test_perfect_detection_has_ap_1_without_area_and_with_annotation_id_0(tmp_path, change):
+    content = json.loads((FAULTS / 'e15_noarea.json').read_text())
+    content['annotations'][0].update(change)
+    path = tmp_path / 'person.json'
+    path.write_text(json.dumps(content))
+    metainfo = dict(
+        classes=('person',), keypoint_names=('a', 'b', 'c'), flip_pairs=(), skeleton=(), sigmas=0.1, keypoint_offset=0.5
+    )
+    (sample,) = predict(path, ['person'], noise=0, keep=1, extra=0)
+    sample['pred_instances']['keypoints'] = torch.tensor([[[20.5, 20.5], [40.5, 20.5], [30.5, 50.5]]])
+    sample['pred_instances']['bboxes'] = torch.tensor([[10.0, 10.0, 70.0, 70.0]])
+    metrics = evaluate([sample], complete_metainfo(metainfo), ann_file=str(path))
+    assert metrics['coco/keypoints_mAP'] == 1 and metrics['coco/bbox_mAP'] == 1
+
+
+def test_metrics_do_not_depend_on_the_order_of_categories(kites, kite_metainfo):
+    results = []
+    for reverse in (False, True):
+        for classes in (('kite', 'arrow'), ('arrow', 'kite')):
+            meta = complete_metainfo(dict(kite_metainfo, classes=classes))
+            samples = predict(kites, classes, extra=0)
+            results.append(evaluate(samples, meta, ann_file=str(kites), classwise=True))
+        if not reverse:
+            content = json.loads(kites.read_text())
+            content['categories'].reverse()
+            kites.write_text(json.dumps(content))
+    assert all(metrics == results[0] for metrics in results)
+    assert results[0]['coco/kite_keypoints_precision'] != results[0]['coco/arrow_keypoints_precision']
