@@ -1,8 +1,9 @@
 """Reading and writing of checkpoint files; code in a file is never executed."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +17,7 @@ from torch import Tensor
 from ccop_mm import compat
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.file_io import atomic_write
+from ccop_mm.weights.model_fit import strip_module_prefix
 
 SAFETENSORS = '.safetensors'
 SUFFIXES = ('.pth', '.pt', SAFETENSORS)
@@ -41,8 +43,21 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             checksum.
     """
     path = str(path)
-    try:
+    with _unreadable_as_input_error(path):
         content, meta = _read(path)
+    state = content.get('state_dict', content.get('model', content)) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f'{path} does not contain a state dict: use a checkpoint written by tools/train.py')
+    if 'ccop_mm' in meta and meta.get('checksum') != checksum(state):
+        raise InputError(f'{path}: the tensors do not match the checksum in the file: export or download it again')
+    return state, meta
+
+
+@contextlib.contextmanager
+def _unreadable_as_input_error(path: str) -> Iterator[None]:
+    """Raises an :class:`InputError` that names the file for every error of reading it."""
+    try:
+        yield
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -59,12 +74,35 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         damage = f'truncated, damaged or of another type ({type(error).__name__})'
         reason = f'contains code ({refused[1]})' if refused else f'is {damage}'
         raise InputError(f'{path} cannot be loaded as a checkpoint: the file {reason}') from error
-    state = content.get('state_dict', content.get('model', content)) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise InputError(f'{path} does not contain a state dict: use a checkpoint written by tools/train.py')
-    if 'ccop_mm' in meta and meta.get('checksum') != checksum(state):
-        raise InputError(f'{path}: the tensors do not match the checksum in the file: export or download it again')
-    return state, meta
+
+
+def read_run_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a checkpoint exactly as mmengine's Runner does to test, to resume or for ``load_from``.
+
+    In contrast to :func:`read_checkpoint`, formats that the Runner does not load are refused, such as the
+    ``model`` entry of detectron2.
+
+    Args:
+        path (str | Path): File or address, as in ``load_from``.
+
+    Returns:
+        tuple[dict, dict]: State dict with the keys that the model receives, and the content of the file.
+
+    Raises:
+        InputError: The file is missing, damaged, contains pickled code, or does not contain a state dict.
+    """
+    path = str(path)
+    if '://' not in path and not Path(path).expanduser().is_file():
+        raise InputError(f'{path} does not exist')
+    with _unreadable_as_input_error(path):
+        content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise InputError(f'{path} does not contain a state dict')
+    for key, value in state.items():
+        if not isinstance(value, Tensor) and not str(key).endswith('_extra_state'):
+            raise InputError(f'{path} does not contain a state dict: the value of {key} is not a tensor')
+    return strip_module_prefix(state), content
 
 
 def _read(path: str) -> tuple[Any, dict[str, Any]]:

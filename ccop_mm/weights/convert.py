@@ -59,7 +59,7 @@ def convert(checkpoint: str | Path, to: str, out: str | Path) -> str:
 
     Raises:
         InputError: The file cannot be read, its format or ``to`` is unknown, or tensors are missing, unexpected or of
-            another shape.
+            another shape, or have a NaN or infinite value.
     """
     to = TARGET_ALIASES.get(to, to)
     if to not in TARGETS:
@@ -75,7 +75,7 @@ def convert(checkpoint: str | Path, to: str, out: str | Path) -> str:
         raise InputError(f'{checkpoint}: {error}') from None
     converted = {name: tensor for key, tensor in encoder.items() if (name := TARGETS[to](key)) is not None}
     entry = 'model' if to == 'detectron2' else 'state_dict'  # detectron2's checkpointer reads 'model'
-    write_tensors(out, converted, describe(checkpoint, source.source_format, to, encoder, source.meta), entry)
+    write_tensors(out, converted, export_metadata(checkpoint, source.source_format, to, encoder, source.meta), entry)
     parameters = sum(tensor.numel() for key, tensor in converted.items() if not _is_buffer(key))
     fpn_omitted = has_fpn(encoder) and len(converted) < len(encoder)
     parts = f'ResNet-{resnet_depth(encoder)}{" and FPN" if has_fpn(encoder) and not fpn_omitted else ""}'
@@ -90,7 +90,7 @@ def _is_buffer(key: str) -> bool:
     return key.endswith(('running_mean', 'running_var', 'num_batches_tracked'))
 
 
-def describe(
+def export_metadata(
     checkpoint: str | Path, source: str, to: str, encoder: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> dict[str, str]:
     """Collects the metadata of an exported file, as strings, which any format can store.

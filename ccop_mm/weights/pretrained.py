@@ -14,6 +14,7 @@ from ccop_mm.utils.errors import InputError
 from ccop_mm.weights.checkpoint_file import checksum, read_checkpoint
 from ccop_mm.weights.formats import FOREIGN_FORMATS, convert_foreign, detect_foreign_format
 from ccop_mm.weights.key_mapping import PARTS, has_fpn, pair_keys, select_encoder, shapes, strip_wrappers
+from ccop_mm.weights.model_fit import check_finite
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,22 @@ def read_encoder(checkpoint: str | Path) -> EncoderCheckpoint:
         checkpoint (str | Path): File, ``https://`` URL or ``torchvision://`` name.
 
     Raises:
-        InputError: The file cannot be read, or its keys belong to no supported format.
+        InputError: The file cannot be read, its keys belong to no supported format, or a tensor of the encoder has a
+            NaN or infinite value.
     """
     state, meta = read_checkpoint(checkpoint)
     try:
         state = strip_wrappers(state)
         foreign = detect_foreign_format(state)
         if foreign is None:
-            return EncoderCheckpoint(select_encoder(state), 'ccop', 'CCOP', meta)
-        return EncoderCheckpoint(convert_foreign(state, foreign), foreign, FOREIGN_FORMATS[foreign].title, meta)
+            encoder = EncoderCheckpoint(select_encoder(state), 'ccop', 'CCOP', meta)
+        else:
+            title = FOREIGN_FORMATS[foreign].title
+            encoder = EncoderCheckpoint(convert_foreign(state, foreign), foreign, title, meta)
+        check_finite(encoder.tensors)
     except InputError as error:
         raise InputError(f'{checkpoint}: {error}') from None
+    return encoder
 
 
 class EncoderInit:

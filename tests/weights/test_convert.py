@@ -209,6 +209,23 @@ def test_incomplete_or_unknown_encoders_are_not_converted(save, tmp_path, change
     assert [file.name for file in tmp_path.iterdir()] == ['epoch_800.pth']
 
 
+@pytest.mark.parametrize('to', TARGETS)
+def test_values_that_are_not_finite_are_not_exported(save, tmp_path, to):
+    state = {key: tensor.clone() for key, tensor in pretraining(18).state_dict().items()}
+    state['backbone.layer2.0.conv1.weight'][3, 1, 0, 0] = float('nan')
+    state['backbone.bn1.running_var'][0] = float('inf')
+    with pytest.raises(InputError, match=r'epoch_800\.pth: 2 of .*backbone\.bn1\.running_var'):
+        convert(save(state), to, tmp_path / 'out.pth')
+    assert [file.name for file in tmp_path.iterdir()] == ['epoch_800.pth']
+
+
+def test_values_of_the_queue_that_are_not_finite_do_not_prevent_an_export(save, tmp_path):
+    state = dict(pretraining(18).state_dict())
+    state['image_queue.keys'] = state['image_queue.keys'] * float('nan')
+    convert(save(state), 'ccop', tmp_path / 'out.pth')
+    assert (tmp_path / 'out.pth').is_file()
+
+
 def test_the_input_is_not_overwritten(save):
     path = save(pretraining(18).state_dict())
     before = path.read_bytes()

@@ -228,6 +228,10 @@ def test_a_bare_state_dict_loads(encoder, tmp_path):
         (lambda state: state.update({'rpn_head.rpn_conv.bias': torch.zeros(1)}), r'rpn_head\.rpn_conv\.bias'),
         (lambda state: state.update({'fc.weight': torch.zeros(1)}), r'1 of \d+ keys.*fc\.weight'),
         (lambda state: state.update({'backbone.conv1.weight': 'a string'}), 'state dict'),
+        (
+            lambda state: state.update({'neck.fpn_convs.1.bn.weight': torch.full((128,), float('nan'))}),
+            r'1 of \d+ tensors.*neck\.fpn_convs\.1\.bn\.weight',
+        ),
     ],
 )
 def test_a_mismatched_checkpoint_changes_nothing(write, detector, change, message):
@@ -320,6 +324,10 @@ def test_a_backbone_loads_completely_and_the_rest_keeps_its_initialization(resne
         (
             lambda state: state.update({'avgpool.weight': torch.zeros(1)}),
             r'1 of 123 keys.*avgpool\.weight',
+        ),
+        (
+            lambda state: state.update({'layer1.0.bn1.running_mean': torch.full((64,), float('inf'))}),
+            r'1 of \d+ tensors.*layer1\.0\.bn1\.running_mean',
         ),
     ],
 )
