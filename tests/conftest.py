@@ -9,6 +9,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # one process per core: more threads wo
 # isort: split
 import pytest
 import torch
+from tool_runner import call_tool  # noqa: F401  fixture
 
 import ccop_mm  # noqa: F401  patches the upstream libraries, without which mmselfsup cannot be imported
 

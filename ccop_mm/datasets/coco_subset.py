@@ -1,13 +1,11 @@
 """Seeded subsets of a COCO json, such as the 10 % of train2017 in the paper's Table 2."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ccop_mm.utils.coco_json import read_json
+from ccop_mm.utils.coco_json import read_json, write_subset
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.file_io import atomic_write
 
 ImageId = int | str
 
@@ -36,7 +34,7 @@ def sample_image_ids(image_ids: Iterable[ImageId], percent: float, seed: int) ->
     return set(ranked[: max(1, round(len(ranked) * percent / 100))])
 
 
-def write_subset(source: str | Path, out: str | Path, percent: float, seed: int = 0) -> tuple[int, int]:
+def write_random_subset(source: str | Path, out: str | Path, percent: float, seed: int = 0) -> tuple[int, int]:
     """Writes a COCO json that contains a sample of the images and their annotations.
 
     All other fields, such as the categories, are copied unchanged.
@@ -60,20 +58,8 @@ def write_subset(source: str | Path, out: str | Path, percent: float, seed: int 
     content = read_json(source)
     try:
         image_ids = [image['id'] for image in content['images']]
-        annotated_ids = [annotation['image_id'] for annotation in content['annotations']]
+        if not image_ids:
+            raise InputError(f'{source} lists no images')
+        return write_subset(content, out, sample_image_ids(image_ids, percent, seed))
     except (KeyError, TypeError) as error:
         raise InputError(f'{source} is not a COCO json with images and annotations ({error!r})') from error
-    if not image_ids:
-        raise InputError(f'{source} lists no images')
-    kept = sample_image_ids(image_ids, percent, seed)
-    content['images'] = [
-        image for image, image_id in zip(content['images'], image_ids, strict=True) if image_id in kept
-    ]
-    content['annotations'] = [
-        annotation
-        for annotation, image_id in zip(content['annotations'], annotated_ids, strict=True)
-        if image_id in kept
-    ]
-    with atomic_write(out, 'w') as file:
-        json.dump(content, file)
-    return len(content['images']), len(content['annotations'])

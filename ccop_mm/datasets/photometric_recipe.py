@@ -12,7 +12,7 @@ from ccop_mm.models import batch_photometric as photometric
 STAGES = ('ColorJitter', 'RandomGrayscale', 'RandomGaussianBlur', 'RandomSolarize')
 
 #: Luma weights in OpenCV's channel order (blue, green, red).
-LUMA_BGR = (0.114, 0.587, 0.2989)
+LUMA_BGR = photometric.LUMA[::-1]
 
 
 @dataclass

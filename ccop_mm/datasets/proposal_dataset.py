@@ -126,8 +126,8 @@ class ProposalDataset(BaseDataset):
             image_id, name = unmatched[0]
             raise InputError(
                 f'{self.proposal_file} contains no proposals for {len(unmatched)} of the {len(images)} images of '
-                f'{source}, the first is {name} (id {image_id}); generate them with: '
-                f'python tools/propose.py {source} --out {self.proposal_file}'
+                f'{source}, the first is {name} (id {image_id}); generate them in a new file '
+                f'(python tools/propose.py {source} --out NEW_FILE) and set proposal_file, or correct the folder'
             )
         if skipped:
             print_log(
@@ -137,7 +137,10 @@ class ProposalDataset(BaseDataset):
                 level=logging.WARNING,
             )
         if not readable:
-            raise InputError(f'all {len(images)} images of {source} were unreadable during proposal generation')
+            raise InputError(
+                f'all {len(images)} images of {source} were unreadable during proposal generation; check the files, '
+                'then generate the proposals again'
+            )
         num_empty = sum(len(self.store.boxes(image_id)) == 0 for image_id, _ in readable)
         print_log(
             f'{len(readable)} images, {num_empty} of them without proposals (these train the image loss only)',

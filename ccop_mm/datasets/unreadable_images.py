@@ -7,6 +7,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.text import single_line
 
 UNSEEN, READABLE, UNREADABLE = range(3)
 
@@ -34,13 +35,16 @@ class UnreadableImageTracker:
         """Records that an image was read."""
         self._status.numpy()[index] = READABLE
 
-    def mark_unreadable(self, index: int, path: str, reason: Exception) -> None:
+    def mark_unreadable(
+        self, index: int, path: str, reason: Exception, outcome: str = 'another image replaces it'
+    ) -> None:
         """Records that an image could not be read and logs it the first time.
 
         Args:
             index (int): Index of the image in the dataset.
             path (str): Path of the image, for messages.
             reason (Exception): The exception raised while reading it.
+            outcome (str): What happens instead, for the log.
 
         Raises:
             InputError: If too many images are unreadable.
@@ -51,7 +55,7 @@ class UnreadableImageTracker:
         num_unreadable, num_seen = self.num_unreadable, int((status != UNSEEN).sum())
         if not already_logged:
             print_log(
-                f'{path} cannot be read, another image replaces it ({num_unreadable} unreadable so far): {reason}',
+                f'{path} cannot be read, {outcome} ({num_unreadable} unreadable so far): {single_line(reason)}',
                 'current',
                 logging.WARNING,
             )
@@ -59,6 +63,6 @@ class UnreadableImageTracker:
         too_many = num_unreadable > tolerated and num_unreadable > self.max_ratio * num_seen
         if too_many or num_unreadable == len(status):
             raise InputError(
-                f'{num_unreadable} of the {num_seen} images seen so far are unreadable, the last is {path}: {reason}; '
-                f'repair or remove them, or increase max_unreadable_ratio={self.max_ratio:g} of the dataset'
+                f'{num_unreadable} of the {num_seen} images seen so far are unreadable, the last is {path}: '
+                f'{single_line(reason)}; repair or remove them, or increase max_unreadable_ratio={self.max_ratio:g}'
             ) from reason

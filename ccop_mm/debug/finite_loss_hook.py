@@ -17,6 +17,7 @@ from ccop_mm.debug.step_dump import batch_images, write_dump
 from ccop_mm.models.queue import FeatureQueue
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.model import unwrap_model
+from ccop_mm.utils.text import format_truncated, single_line
 
 #: Key in the state dict, module, and name of the buffer; None for the module's extra state.
 StateEntry = tuple[str, nn.Module, str | None]
@@ -84,6 +85,9 @@ class FiniteLossHook(Hook):
     overwrites) and running statistics (not read in a training step). The key encoder is dumped after its update, which
     the replay does not repeat. The file has the size of the batch and a checkpoint without optimizer state (526 MB for
     the paper's model).
+
+    The step of a detector cannot be replayed, because its data samples contain mmdet's boxes and masks. No file is
+    written, and the message contains the paths of its images instead.
 
     If the gradients are non-finite and the loss is finite, training stops in the next iteration, and its replay reports
     non-finite weights.
@@ -164,10 +168,19 @@ class FiniteLossHook(Hook):
         raise NonFiniteLossError(message)
 
     def _dump(self, runner: Runner, when: str) -> str:
-        """Writes the dump and logs the images; returns the error message."""
+        """Logs the images and writes the dump; returns the error message."""
         losses = {name: value.item() for name, value in self._losses.items()}
-        state = {**self._model.state_dict(), **self._state_before['state'], **_queues_before(self._model)}
         images = batch_images(self._batch)
+        values = ', '.join(f'{name} {value:.4g}' for name, value in losses.items())
+        runner.logger.error(
+            f'images of rank {get_rank()} {when}, whose loss is non-finite:\n'
+            + '\n'.join(f'  {image["img_id"]}  {image["img_path"]}' for image in images)
+        )
+        what = f'the loss is non-finite {when} on rank {get_rank()}: {values}'
+        if runner.default_scope is not None and runner.default_scope.scope_name == 'mmdet':
+            paths = format_truncated([f'{image["img_id"]} ({image["img_path"]})' for image in images])
+            return f'{what}; images {paths}; check their boxes and masks, the initial weights and the learning rate'
+        state = {**self._model.state_dict(), **self._state_before['state'], **_queues_before(self._model)}
         path = Path(runner.work_dir, f'nonfinite_iter_{runner.iter + 1}_rank_{get_rank()}.pth')
         try:
             write_dump(
@@ -187,14 +200,9 @@ class FiniteLossHook(Hook):
             size = path.stat().st_size / 2**20
             dump = f'to find the image and the module, run python tools/misc/replay.py {path} ({size:.0f} MiB)'
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for some I/O errors
-            dump = f'the dump {path} could not be written: {" ".join(str(error).split())}'
-        runner.logger.error(
-            f'images of rank {get_rank()} {when}, whose loss is non-finite:\n'
-            + '\n'.join(f'  {image["img_id"]}  {image["img_path"]}' for image in images)
-        )
-        values = ', '.join(f'{name} {value:.4g}' for name, value in losses.items())
+            dump = f'the dump {path} could not be written: {single_line(error)}'
         ids = ', '.join(str(image['img_id']) for image in images)
-        return f'the loss is non-finite {when} on rank {get_rank()}: {values}; images {ids}; {dump}'
+        return f'{what}; images {ids}; {dump}'
 
 
 def _modified_state(model: nn.Module) -> list[StateEntry]:

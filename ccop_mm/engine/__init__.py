@@ -2,20 +2,30 @@
 
 from .hooks import (
     CompileHook,
+    FirstIterationHook,
+    GradientAccumulationHook,
     IterationSeedHook,
+    PreflightHook,
     ProbeHook,
     SafeCheckpointHook,
     SpatialCurriculumHook,
+    StopHook,
     TrainingHealthHook,
+    UnreadableImageHook,
     ViewStatisticsHook,
 )
 
 __all__ = [
     'CompileHook',
+    'FirstIterationHook',
+    'GradientAccumulationHook',
     'IterationSeedHook',
+    'PreflightHook',
     'ProbeHook',
     'SafeCheckpointHook',
     'SpatialCurriculumHook',
+    'StopHook',
     'TrainingHealthHook',
+    'UnreadableImageHook',
     'ViewStatisticsHook',
 ]

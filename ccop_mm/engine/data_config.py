@@ -8,16 +8,18 @@ from mmengine.config import Config, ConfigDict
 from ccop_mm.utils.errors import InputError
 
 
-def check_data_paths(loader: ConfigDict | None, evaluators: ConfigDict | list[ConfigDict] | None = None) -> None:
-    """Checks that annotation files and image directories exist, before the model is built.
+def check_data_paths(cfg: Config, part: str) -> None:
+    """Checks that annotation files and image folders exist, before the model is built.
 
     Args:
-        loader (ConfigDict, optional): Config of a data loader. None skips all checks.
-        evaluators (ConfigDict | list[ConfigDict], optional): Configs of the evaluators that belong to the loader.
+        cfg (Config): Config of a run.
+        part (str): ``'train'``, ``'val'`` or ``'test'``: checks ``<part>_dataloader`` and ``<part>_evaluator``. Without
+            the data loader, nothing is checked.
 
     Raises:
-        InputError: A file or directory on the local disk does not exist.
+        InputError: A file or folder on the local disk does not exist.
     """
+    loader, evaluators = cfg.get(f'{part}_dataloader'), cfg.get(f'{part}_evaluator')
     if loader is None:
         return
     for dataset in unwrap_datasets(loader.get('dataset') or {}):
@@ -28,14 +30,14 @@ def check_data_paths(loader: ConfigDict | None, evaluators: ConfigDict | list[Co
             if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
                 raise InputError(
                     f'{Path(root, path)} does not exist; set the location of your data with --cfg-options '
-                    'train_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
+                    f'{part}_dataloader.dataset.data_root=..., .ann_file=..., .data_prefix...='
                 )
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators or {}]:
         path = evaluator.get('ann_file')
         if isinstance(path, str) and '://' not in path and not Path(path).exists():
             raise InputError(
                 f'annotation file {path} of the evaluator does not exist; set it with --cfg-options '
-                'val_evaluator.ann_file=... test_evaluator.ann_file=...'
+                f'{part}_evaluator.ann_file=...'
             )
 
 
@@ -58,6 +60,19 @@ def tolerate_unreadable_images(cfg: Config, loader: str, unreadable: str) -> Non
         for transform in dataset.get('pipeline') or []:
             if transform.get('type') in ('LoadImageFromFile', 'mmdet.LoadImageFromFile'):
                 transform.update(type='LoadReadableImage', unreadable=unreadable)
+
+
+def fit_worker_options(cfg: Config) -> None:
+    """Removes the options of data loaders without workers that torch accepts only with workers.
+
+    Args:
+        cfg (Config): Config of a run, modified in place.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if isinstance(loader, dict) and not loader.get('num_workers', 0):
+            for option in ('persistent_workers', 'prefetch_factor', 'multiprocessing_context'):
+                loader.pop(option, None)
 
 
 def unwrap_datasets(dataset: ConfigDict) -> list[ConfigDict]:

@@ -1,6 +1,6 @@
 """Entry points of tools/train.py and tools/test.py: from a config file and a command line to a run."""
 
-import argparse
+import errno
 import logging
 import os
 import tempfile
@@ -13,38 +13,66 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ccop_mm import compat
-from ccop_mm.engine.data_config import check_data_paths, tolerate_unreadable_images
+from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images
+from ccop_mm.engine.default_hooks import add_default_hooks, add_test_hooks
+from ccop_mm.engine.hooks.stop_hook import add_stop_hook, restore_signal_handlers
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
-from ccop_mm.engine.resume import set_resume
+from ccop_mm.engine.resume import ResumedRunHook, set_resume
+from ccop_mm.engine.work_dir import delete_earlier_checkpoints
 from ccop_mm.preflight import Report, check_test, check_training
+from ccop_mm.preflight.config import check_options
 from ccop_mm.utils.config_file import read_config
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.text import single_line
 
 __all__ = ['build_runner', 'load_config', 'set_resume', 'test', 'train']
 
+#: Errors of a write that the user must resolve: full disk, exceeded quota, limited file size, read-only file system.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config of a run, applies the command line to it and adapts it to this machine.
+
+def load_config(
+    config: str | Path,
+    work_dir: str | Path | None = None,
+    options: dict | None = None,
+    launcher: str = 'none',
+    local_rank: int = 0,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+) -> Config:
+    """Reads the config of a run, applies options to it and adapts it to this machine.
 
     Args:
-        args (argparse.Namespace): ``config`` and the options of ``tools/common_arguments.py``; optionally ``amp`` and
-            ``auto_scale_lr``.
+        config (str | Path): Config file.
+        work_dir (str | Path, optional): Work directory; by default that of the config, or
+            ``work_dirs/<name of the config>``.
+        options (dict, optional): Settings to override, by dotted key.
+        launcher (str): Job launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        local_rank (int): Rank of the process on its machine, unless the environment variable LOCAL_RANK is set.
+        amp (bool): Use automatic mixed precision.
+        auto_scale_lr (bool): Scale the learning rate by the ratio of the total batch size to
+            ``auto_scale_lr.base_batch_size``.
 
     Raises:
         InputError: The file does not exist or is not a valid config, or an option does not fit the config or the
             machine.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config)
-    cfg.launcher = args.launcher
-    cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(args.config).stem}'
-    if getattr(args, 'amp', False):
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    cfg = read_config(config)
+    cfg.launcher = launcher
+    report = Report()
+    check_options(cfg, options or {}, report)
+    _log_warnings(report)
+    cfg.merge_from_dict(options or {})
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}')
+    if amp:
         _enable_amp(cfg)
-    if getattr(args, 'auto_scale_lr', False):
+    if auto_scale_lr:
         _enable_lr_scaling(cfg)
+    _count_accumulated_images(cfg)
+    fit_worker_options(cfg)
+    add_stop_hook(cfg)
     return compat.prepare_config(cfg)
 
 
@@ -62,35 +90,64 @@ def _enable_lr_scaling(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
+def _count_accumulated_images(cfg: Config) -> None:
+    """Makes ``auto_scale_lr`` count the images of an optimizer step; mmengine counts those of an iteration."""
+    scaling = cfg.get('auto_scale_lr') or {}
+    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if scaling.get('enable') and 'base_batch_size' in scaling and counts > 1:
+        base = scaling.base_batch_size
+        scaling.base_batch_size = base / counts
+        print_log(
+            f'auto_scale_lr.base_batch_size={base} becomes {base / counts:g} per iteration: {counts} iterations are '
+            'accumulated',
+            logger='current',
+        )
+
+
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner named by ``runner_type``, or mmengine's ``Runner`` by default.
 
     Raises:
-        InputError: The config has an invalid value, which a constructor rejected with a ``ValueError``.
+        InputError: The config has an invalid value, which a constructor rejected.
     """
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f'{cfg.filename or "the config"} has an invalid value: {single_line(error)}') from error
+    except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{cfg.filename or "the config"} has an invalid value: {type(error).__name__}: {single_line(error)}; '
+            'correct it, or pass --debug for the traceback'
+        ) from error
 
 
 def _log_report(report: Report) -> None:
-    """Logs warnings; raises :class:`ccop_mm.preflight.PreflightError` if there are errors."""
+    """Logs warnings and the summary; raises :class:`ccop_mm.preflight.PreflightError` if there are errors."""
+    _log_warnings(report)
+    print_log(report.summary, 'current')
+
+
+def _log_warnings(report: Report) -> None:
     for finding in report.warnings:
         print_log(str(finding), 'current', logging.WARNING)
     report.raise_errors()
 
 
-def train(cfg: Config) -> Runner:
+def train(cfg: Config, overwrite: bool = False) -> Runner:
     """Trains a model and logs the path of the last checkpoint.
 
+    Args:
+        cfg (Config): Training config, modified in place.
+        overwrite (bool): Delete the checkpoints of an earlier run in the work directory before the first iteration.
+
     Raises:
-        InputError: A dataset does not exist or does not fit the config.
+        InputError: A dataset does not exist or does not fit the config, or the disk is full.
+        StoppedBySignal: The run was stopped by SIGTERM, SIGUSR1 or Ctrl-C, and its state was saved.
     """
-    check_data_paths(cfg.get('train_dataloader'))
-    check_data_paths(cfg.get('val_dataloader'), cfg.get('val_evaluator'))
+    add_stop_hook(cfg)
+    check_data_paths(cfg, 'train')
+    check_data_paths(cfg, 'val')
+    add_default_hooks(cfg)
     _log_report(check_training(cfg, cfg.load_from if cfg.get('resume') else None))
     fit_queues(cfg)
     # Only for pre-training, whose steps allocate the same sizes. The images of a detector differ in size.
@@ -99,7 +156,20 @@ def train(cfg: Config) -> Runner:
     tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
     tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
     runner = build_runner(cfg)
-    runner.train()
+    runner.register_hook(ResumedRunHook())
+    if overwrite:
+        delete_earlier_checkpoints(runner.work_dir)
+    try:
+        runner.train()
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise InputError(
+            f'cannot write {error.filename or cfg.work_dir}: {error.strerror}; free disk space, then resume with '
+            '--resume'
+        ) from error
+    finally:
+        restore_signal_handlers()
     last = Path(runner.work_dir) / 'last_checkpoint'
     if last.is_file():
         runner.logger.info(f'finished after {runner.iter} iterations, last checkpoint: {last.read_text().strip()}')
@@ -129,7 +199,8 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
             'the config has no test_dataloader; this tool tests detectors, pre-trained models are evaluated with '
             'tools/analysis_tools/'
         )
-    check_data_paths(cfg.test_dataloader, cfg.get('test_evaluator'))
+    check_data_paths(cfg, 'test')
+    add_test_hooks(cfg)
     _log_report(check_test(cfg, checkpoint))
     tolerate_unreadable_images(cfg, 'test_dataloader', 'blank')
     cfg.load_from = checkpoint

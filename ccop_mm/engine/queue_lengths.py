@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS
 
-from ccop_mm.models.queue import suggest_lengths
+from ccop_mm.models.queue import suggest_lengths, suggest_moco_length
 from ccop_mm.utils.errors import InputError
 
 #: Fraction of an image's proposals that are visible in both views: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at
@@ -71,7 +71,7 @@ def fit_queues(cfg: Config) -> None:
 
 def _check_moco(length: int | str, num_images: int, batch_size: int) -> None:
     """Checks what mmselfsup's MoCo would assert in its first iteration; warns like :func:`fit_queues`."""
-    suggested = max(1, round(suggest_lengths(num_images, 0)[0] / batch_size)) * batch_size
+    suggested = suggest_moco_length(num_images, batch_size)
     if isinstance(length, str) or length % batch_size:
         raise InputError(
             f'queue_len of MoCo must be a multiple of the batch size {batch_size}, got {length}; set '

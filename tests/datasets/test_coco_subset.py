@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ccop_mm.datasets.coco_subset import sample_image_ids, write_subset
+from ccop_mm.datasets.coco_subset import sample_image_ids, write_random_subset
 from ccop_mm.utils.errors import InputError
 
 
@@ -45,7 +45,7 @@ def test_sample_size_is_rounded_and_at_least_one():
 
 def test_subset_contains_the_annotations_of_its_images(source, tmp_path):
     content = json.loads(source.read_text())
-    num_images, num_annotations = write_subset(source, tmp_path / 'part.json', 25, seed=1)
+    num_images, num_annotations = write_random_subset(source, tmp_path / 'part.json', 25, seed=1)
     subset = json.loads((tmp_path / 'part.json').read_text())
     kept = sample_image_ids(range(40), 25, 1)
     assert num_images == 10
@@ -73,7 +73,7 @@ def test_invalid_input_raises_one_line_and_writes_nothing(source, name, percent,
     source.with_name('no_annotations.json').write_text('{"images": [{"id": 1}]}')
     source.with_name('empty.json').write_text('{"images": [], "annotations": []}')
     with pytest.raises(InputError, match=value) as caught:
-        write_subset(source.with_name(name), source.with_name('out.json'), percent)
+        write_random_subset(source.with_name(name), source.with_name('out.json'), percent)
     assert len(str(caught.value).splitlines()) == 1
     assert not source.with_name('out.json').exists()
 
@@ -81,5 +81,5 @@ def test_invalid_input_raises_one_line_and_writes_nothing(source, name, percent,
 def test_input_file_is_not_overwritten(source):
     before = source.read_bytes()
     with pytest.raises(InputError, match=r'instances\.json'):
-        write_subset(source, source, 10)
+        write_random_subset(source, source, 10)
     assert source.read_bytes() == before

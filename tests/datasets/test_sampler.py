@@ -1,15 +1,18 @@
+import itertools
+import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import DefaultSampler
+from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
 from mmselfsup.registry import DATA_SAMPLERS
 from torch.utils.data import DataLoader
 
 from ccop_mm.datasets import EpochIndexSampler, SampleKey
-from ccop_mm.datasets.sampler import seeded_from
+from ccop_mm.datasets.sampler import SeededBatch, make_resumable, seeded_from
 
 
 class RandomNumbers:
@@ -112,3 +115,86 @@ def test_generator_states_are_restored():
         raise KeyError
     assert torch.initial_seed() == 3
     assert (first, random_numbers()) == expected
+
+
+class MixedShapes:
+    """Dataset of 11 landscape and portrait images, whose samples are an index and random numbers."""
+
+    def __init__(self):
+        self.loaded = []
+
+    def __len__(self):
+        return 11
+
+    def get_data_info(self, index):
+        return dict(width=4 if index % 3 else 2, height=3)
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return index, random_numbers()
+
+
+def make_loader(sampler, workers=0, rank=0, batch_sampler=AspectRatioBatchSampler):
+    dataset = MixedShapes()
+    sampler = sampler(dataset, shuffle=True, seed=3)
+    options = dict(num_workers=workers, collate_fn=list)
+    loader = (
+        DataLoader(dataset, 2, sampler=sampler, **options)
+        if batch_sampler is None
+        else DataLoader(dataset, batch_sampler=batch_sampler(sampler, 2), **options)
+    )
+    assert make_resumable(loader, 7, rank) and make_resumable(loader, 7, rank)
+    return loader
+
+
+@pytest.mark.parametrize('batch_sampler', [AspectRatioBatchSampler, None])
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler, EpochIndexSampler])
+def test_skipped_batches_are_not_loaded(sampler, batch_sampler):
+    def batches(skipped, count):
+        """Continues a finite sampler with the next epoch, as mmengine does."""
+        loader = make_loader(sampler, batch_sampler=batch_sampler)
+        loader.batch_sampler.iteration = skipped
+        first = loader.batch_sampler.skip(skipped)
+        assert first == (0 if sampler is InfiniteSampler else max(skipped - 1, 0) // 6)
+        assert not loader.dataset.loaded
+        epochs = ((loader.batch_sampler.sampler.set_epoch(epoch), loader)[1] for epoch in itertools.count(first))
+        found = list(itertools.islice(itertools.chain.from_iterable(epochs), count))
+        if sampler is EpochIndexSampler:  # its dataset seeds the samples
+            return [[index for index, _ in batch] for batch in found]
+        return found
+
+    expected = batches(0, 20)
+    for skipped in (1, 5, 6, 8, 14):  # 6 batches per epoch
+        assert batches(skipped, 20 - skipped) == expected[skipped:]
+
+
+def test_samples_of_any_dataset_depend_on_seed_rank_and_iteration_only():
+    expected = list(itertools.islice(make_loader(InfiniteSampler), 6))
+    numbers = [number for batch in expected for _, row in batch for number in row]
+    assert len(set(numbers)) == len(numbers) == 6 * 2 * 3, 'all numbers differ'
+    loader = make_loader(InfiniteSampler, workers=2)
+    loader.batch_sampler.skip(2)
+    loader.batch_sampler.iteration = 2
+    assert list(itertools.islice(loader, 4)) == expected[2:]
+    other = next(iter(make_loader(InfiniteSampler, rank=1)))
+    assert [index for index, _ in other] == [index for index, _ in expected[0]] and other != expected[0]
+
+
+def test_make_resumable_keeps_the_attributes_of_the_loader():
+    loader = make_loader(InfiniteSampler, batch_sampler=None)
+    assert loader.batch_size == 2 and loader.batch_sampler.batch_size == 2
+    assert isinstance(loader.batch_sampler.sampler, InfiniteSampler) and len(loader) == 6
+
+
+def test_loader_without_batches_is_not_resumable():
+    assert not make_resumable(DataLoader(range(3), batch_size=None), 0, 0)
+
+
+def test_seeded_batch_is_pickled_without_seeding():
+    random.seed(1)
+    expected = random_numbers()
+    random.seed(1)
+    batch = pickle.loads(pickle.dumps(SeededBatch([4, 5], (1, 2))))
+    assert (type(batch), len(batch), batch.entropy) == (SeededBatch, 2, (1, 2))
+    assert random.random() == expected[0]
+    assert [(index, random.random()) for index in batch] == [(index, random.random()) for index in batch]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -101,6 +102,36 @@ def train_toy(tmp_path, values, wrapper=None, model=None):
     )
     runner.train()
     return runner
+
+
+class ToyDetector(Toy):
+    def forward(self, inputs, data_samples, mode='tensor'):
+        return super().forward(inputs, mode)
+
+
+def collate_detection(rows):
+    samples = [DetDataSample(metainfo=dict(img_id=int(row[1]), img_path=f'train/{int(row[1])}.jpg')) for row in rows]
+    return dict(inputs=[row[0] for row in rows], data_samples=samples)
+
+
+def test_detector_stops_with_the_paths_of_its_images(tmp_path):
+    model = ToyDetector()
+    values = torch.tensor([[0.5, 7], [torch.nan, 8], [0.5, 9]])
+    runner = Runner(
+        model=model,
+        work_dir=str(tmp_path),
+        train_dataloader=DataLoader(values, batch_size=1, collate_fn=collate_detection),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.5)),
+        custom_hooks=[dict(type='mmselfsup.FiniteLossHook')],
+        default_scope='mmdet',
+        log_level='CRITICAL',
+        experiment_name=tmp_path.name,
+    )
+    with pytest.raises(NonFiniteLossError, match=r'at iteration 2 of 3 .* images 8 \(train/8\.jpg\); ') as caught:
+        runner.train()
+    assert 'replay' not in str(caught.value) and not list(tmp_path.glob('*.pth'))
+    assert model.weight == 1 - 0.5 * 0.5  # only the first step
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf, -torch.inf])

@@ -1,4 +1,3 @@
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -12,8 +11,6 @@ from mmengine.runner import Runner
 from ccop_mm.debug import NonFiniteLossError
 from ccop_mm.debug.replay import replay
 from ccop_mm.utils.errors import InputError
-
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'misc' / 'replay.py'
 
 
 class ChangeAt(Hook):
@@ -38,14 +35,7 @@ def run_until_non_finite(cfg, *hooks):
     return path
 
 
-def call_tool(*arguments):
-    spec = importlib.util.spec_from_file_location('replay_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool.main([str(argument) for argument in arguments])
-
-
-def test_finds_the_image(small_config, capsys):
+def test_finds_the_image(small_config, call_tool):
     path = run_until_non_finite(small_config('5.png', train_dataloader={'batch_size': 4}))
     report = replay(path, imports=['poison'])
     recorded = torch.load(path, weights_only=True)['losses']
@@ -55,13 +45,13 @@ def test_finds_the_image(small_config, capsys):
     assert [image.img_id for image in report.failing_images] == [15]
     assert report.failing_images[0].notes == ['view 0: 1 of 12288 values are non-finite']
     assert report.reproduced and not report.notes
-    assert call_tool(path, '--import', 'poison') == 0
-    out = capsys.readouterr().out
+    code, out, _ = call_tool('misc/replay.py', path, '--import', 'poison')
+    assert code == 0
     assert 'replay: loss nan, loss_img nan' in out and re.search(r'\nreproduced by .*: 15\n$', out)
 
 
 @pytest.mark.parametrize('key_batch, wrapper', [('split', 'OptimWrapper'), ('none', 'Bfloat16Wrapper')])
-def test_replay_equals_the_step_bit_by_bit(small_config, capsys, key_batch, wrapper):
+def test_replay_equals_the_step_bit_by_bit(small_config, call_tool, key_batch, wrapper):
     def change_temperature(model):
         model.image_head.temperature = 1e-45  # every logit becomes infinite or NaN
 
@@ -76,8 +66,8 @@ def test_replay_equals_the_step_bit_by_bit(small_config, capsys, key_batch, wrap
         assert report.batch.losses[name] == recorded['losses'][name] != 0, name
     assert math.isnan(recorded['losses']['loss_img']) and math.isfinite(report.batch.losses['loss_img'])
     assert not report.reproduced, 'the changed temperature is not part of the config'
-    assert call_tool(path, '--import', 'poison') == 1
-    assert 'not reproduced' in capsys.readouterr().out
+    code, out, _ = call_tool('misc/replay.py', path, '--import', 'poison')
+    assert code == 1 and 'not reproduced' in out
 
 
 def test_finds_the_module(small_config):
@@ -152,7 +142,7 @@ def test_dump_cannot_import_unknown_scopes(small_config, tmp_path, monkeypatch, 
     assert not marker.exists()
 
 
-def test_invalid_files(tmp_path, capsys):
+def test_invalid_files(tmp_path, call_tool):
     torch.save(dict(state_dict={}), tmp_path / 'checkpoint.pth')
     torch.save(np.float64, tmp_path / 'code.pth')
     (tmp_path / 'text.pth').write_text('text')
@@ -162,8 +152,6 @@ def test_invalid_files(tmp_path, capsys):
         ('text.pth', 'cannot be read as a dump'),
         ('absent.pth', 'does not exist'),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            call_tool(tmp_path / name)
-        line = capsys.readouterr().err
-        assert stopped.value.code == 2 and line.count('\n') == 1
+        code, _, line = call_tool('misc/replay.py', tmp_path / name)
+        assert code == 2 and line.count('\n') == 1
         assert str(tmp_path / name) in line and problem in line

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config, ConfigDict
+from torch.utils.data import DataLoader
 
-from ccop_mm.engine.data_config import check_data_paths, tolerate_unreadable_images, unwrap_datasets
+from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images, unwrap_datasets
 from ccop_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,6 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def loader(**dataset):
     return ConfigDict(dataset=dict(type='CocoDataset', **dataset))
+
+
+def config(part, data, evaluators=None):
+    return Config({f'{part}_dataloader': data, f'{part}_evaluator': evaluators})
 
 
 @pytest.fixture
@@ -23,8 +28,8 @@ def folder(tmp_path):
 
 def test_existing_paths_pass(folder):
     data = loader(data_root=f'{folder}/', ann_file='instances.json', data_prefix=dict(img='images/'))
-    check_data_paths(data, ConfigDict(ann_file=f'{folder}/instances.json'))
-    check_data_paths(None, ConfigDict(ann_file='absent.json'))
+    check_data_paths(config('val', data, dict(ann_file=f'{folder}/instances.json')), 'val')
+    check_data_paths(config('val', None, dict(ann_file='absent.json')), 'val')
 
 
 @pytest.mark.parametrize('paths', [dict(ann_file='absent'), dict(data_prefix=dict(img='absent'))])
@@ -34,21 +39,24 @@ def test_missing_paths_are_reported(folder, paths, wrapped):
     if wrapped:
         data = ConfigDict(dataset=dict(type='RepeatDataset', dataset=data.dataset))
     with pytest.raises(InputError, match=re.escape(f'{folder}/absent')) as caught:
-        check_data_paths(data)
-    assert '\n' not in str(caught.value)
+        check_data_paths(config('test', data), 'test')
+    assert '\n' not in str(caught.value) and 'test_dataloader.dataset' in str(caught.value)
 
 
 def test_missing_annotations_of_evaluators_are_reported(folder):
     evaluators = [ConfigDict(type='DumpResults'), ConfigDict(ann_file=f'{folder}/absent.json')]
     for given in (evaluators, evaluators[1]):
         with pytest.raises(InputError, match=re.escape(f'{folder}/absent.json')):
-            check_data_paths(loader(), given)
+            check_data_paths(config('val', loader(), given), 'val')
 
 
 def test_remote_paths_are_not_checked():
-    check_data_paths(loader(data_root='s3://bucket/', ann_file='a.json', data_prefix=dict(img='images/')))
-    check_data_paths(loader(data_prefix=dict(img='absent/'), backend_args=dict(backend='petrel')))
-    check_data_paths(loader(), ConfigDict(ann_file='s3://bucket/a.json'))
+    for data, evaluator in (
+        (loader(data_root='s3://bucket/', ann_file='a.json', data_prefix=dict(img='images/')), None),
+        (loader(data_prefix=dict(img='absent/'), backend_args=dict(backend='petrel')), None),
+        (loader(), dict(ann_file='s3://bucket/a.json')),
+    ):
+        check_data_paths(config('train', data, evaluator), 'train')
 
 
 def test_unwrap_datasets():
@@ -86,3 +94,23 @@ def test_other_scopes_and_missing_loaders_are_unchanged():
     cfg.default_scope = 'mmdet'
     tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
     assert cfg.val_dataloader is None
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_worker_options_need_workers(num_workers):
+    options = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context='fork', pin_memory=False)
+    cfg = Config(dict(train_dataloader=dict(num_workers=num_workers, **options), val_dataloader=None))
+    fit_worker_options(cfg)
+    assert cfg.train_dataloader == dict(num_workers=num_workers, **(options if num_workers else dict(pin_memory=False)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.py')), ids=lambda path: path.stem)
+def test_every_config_accepts_no_workers(path):
+    cfg = Config.fromfile(path)
+    loaders = [name for name in ('train_dataloader', 'val_dataloader', 'test_dataloader') if cfg.get(name)]
+    cfg.merge_from_dict({f'{name}.num_workers': 0 for name in loaders})
+    fit_worker_options(cfg)
+    for name in loaders:
+        options = ('num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory', 'batch_size')
+        DataLoader([0], **{option: cfg[name][option] for option in options if option in cfg[name]})

@@ -1,4 +1,4 @@
-import argparse
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,42 +7,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_pretraining import config_text
 from torch.utils._pytree import tree_flatten
 
 from ccop_mm.engine import launch
+from ccop_mm.preflight import PreflightError, Report
 from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import image_id_from_path
 
-CONFIG = """
-default_scope = 'mmselfsup'
-custom_imports = dict(imports=['ccop_mm'])
-model = dict(
-    type='CCOP',
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, frozen_stages=-1),
-    neck=dict(type='mmdet.FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4),
-    image_projector=dict(type='ProjectionMLP', in_channels=64, hid_channels=32),
-    object_projector=dict(type='ProjectionMLP', in_channels=784, hid_channels=32),
-    queue_len=32,
-)
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    sampler=dict(type='EpochIndexSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        type='ProposalDataset',
-        data_root={root!r},
-        proposal_file='proposals.npz',
-        pipeline=[
-            dict(type='LoadUnlabeledImage'),
-            dict(type='TwoObjectViews', transforms=[dict(type='ObjectResizedCrop', size=64), dict(type='ObjectFlip')]),
-            dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
-        ],
-    ),
-)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+SCHEDULE = """
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
 default_hooks = dict(
@@ -69,21 +43,22 @@ def config(tmp_path):
         entries.append((image_id_from_path(name), name, (70, 90), boxes))
     ProposalStore(entries).save(tmp_path / 'proposals.npz')
     path = tmp_path / 'small.py'
-    path.write_text(CONFIG.format(root=str(tmp_path)))
+    transforms = [dict(type='ObjectResizedCrop', size=64), dict(type='ObjectFlip')]
+    dataset = dict(data_root=str(tmp_path), proposal_file='proposals.npz')
+    path.write_text(config_text(dataset, transforms, queue_len=32, shuffle=True) + SCHEDULE)
     return path
 
 
 def arguments(config, **changes):
-    defaults = dict(work_dir=str(config.parent / 'work'), cfg_options={}, launcher='none', local_rank=0, amp=False)
-    return argparse.Namespace(config=str(config), **{**defaults, **changes})
+    return {'config': config, 'work_dir': config.parent / 'work', **changes}
 
 
 @pytest.mark.slow
 def test_trains_and_resumes(config):
-    assert launch.train(launch.load_config(arguments(config))).iter == 6
+    assert launch.train(launch.load_config(**arguments(config))).iter == 6
     options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
-    launch.train(launch.load_config(arguments(config, work_dir=str(config.parent / 'cut'), cfg_options=options)))
-    cfg = launch.load_config(arguments(config, work_dir=str(config.parent / 'cut')))
+    launch.train(launch.load_config(**arguments(config, work_dir=str(config.parent / 'cut'), options=options)))
+    cfg = launch.load_config(**arguments(config, work_dir=str(config.parent / 'cut')))
     launch.set_resume(cfg, 'auto')
     resumed = launch.train(cfg)
     assert resumed.iter == 6
@@ -114,7 +89,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_by_bit(config):
         'train_dataloader.persistent_workers': True,
         'experiment_name': 'uninterrupted',
     }
-    uninterrupted = launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    uninterrupted = launch.train(launch.load_config(**arguments(config, options=options)))
     losses, state = history(uninterrupted)
     assert losses.keys() >= {'train/loss', 'train/loss_img', 'train/loss_obj', 'train/loss_intra', 'train/zeta'}
     assert len(losses['train/loss']) == 6 and len(state) > 200
@@ -127,7 +102,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_by_bit(config):
             'train_dataloader.persistent_workers': workers > 0,
             'experiment_name': f'resumed{workers}',
         }
-        cfg = launch.load_config(arguments(config, work_dir=str(work_dir), cfg_options=options))
+        cfg = launch.load_config(**arguments(config, work_dir=str(work_dir), options=options))
         launch.set_resume(cfg, 'auto')
         resumed_losses, resumed_state = history(launch.train(cfg))
         assert resumed_losses == losses
@@ -142,7 +117,7 @@ def test_dataset_without_objects_trains_image_loss(config):
     empty = [(i, store.file_name(i), store.size(i), []) for i in store.image_ids.tolist()]
     ProposalStore(empty).save(config.parent / 'proposals.npz')
     options = {'optim_wrapper.clip_grad': dict(max_norm=1.0), 'optim_wrapper.accumulative_counts': 2}
-    runner = launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    runner = launch.train(launch.load_config(**arguments(config, options=options)))
     history = runner.message_hub.log_scalars
     assert history['train/loss_obj'].data[0].tolist() == history['train/loss_intra'].data[0].tolist() == [0.0] * 6
     assert all(0 < loss < 20 for loss in history['train/loss_img'].data[0])
@@ -152,45 +127,45 @@ def test_dataset_without_objects_trains_image_loss(config):
 @pytest.mark.slow
 def test_resume_does_not_execute_checkpoint(config):
     options = {'train_cfg.max_epochs': 2, 'param_scheduler': []}
-    launch.train(launch.load_config(arguments(config, cfg_options=options)))
+    launch.train(launch.load_config(**arguments(config, options=options)))
     path, marker = config.parent / 'work' / 'epoch_2.pth', config.parent / 'marker'
     checkpoint = torch.load(path, weights_only=True)
     checkpoint['meta']['config'] = f'open({str(marker)!r}, "w")'
     torch.save(checkpoint, path)
-    cfg = launch.load_config(arguments(config))
+    cfg = launch.load_config(**arguments(config))
     launch.set_resume(cfg, str(path))
     assert launch.train(cfg).iter == 6
     assert not marker.exists()
 
 
 def test_running_statistics_move(config):
-    runner = launch.train(launch.load_config(arguments(config, cfg_options={'train_cfg.max_epochs': 1})))
+    runner = launch.train(launch.load_config(**arguments(config, options={'train_cfg.max_epochs': 1})))
     assert not torch.equal(runner.model.backbone.bn1.running_mean, torch.zeros(8))
 
 
 def test_work_dir_is_named_after_config(config):
-    assert launch.load_config(arguments(config, work_dir=None)).work_dir == './work_dirs/small'
+    assert launch.load_config(**arguments(config, work_dir=None)).work_dir == './work_dirs/small'
 
 
-def test_cfg_options_override_settings(config):
-    cfg = launch.load_config(arguments(config, cfg_options={'model.queue_len': 7}))
+def test_options_override_settings(config):
+    cfg = launch.load_config(**arguments(config, options={'model.queue_len': 7}))
     assert cfg.model.queue_len == 7
 
 
 def test_missing_config(tmp_path):
     with pytest.raises(InputError, match=r'absent\.py'):
-        launch.load_config(arguments(tmp_path / 'absent.py'))
+        launch.load_config(**arguments(tmp_path / 'absent.py'))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works with a GPU')
 def test_amp_without_gpu(config):
     with pytest.raises(InputError, match='GPU'):
-        launch.load_config(arguments(config, amp=True))
+        launch.load_config(**arguments(config, amp=True))
 
 
 def test_amp_does_not_replace_another_optimizer_wrapper(config):
     with pytest.raises(InputError, match=r'--amp .*optim_wrapper\.type=Other'):
-        launch.load_config(arguments(config, amp=True, cfg_options={'optim_wrapper.type': 'Other'}))
+        launch.load_config(**arguments(config, amp=True, options={'optim_wrapper.type': 'Other'}))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +178,7 @@ def test_amp_does_not_replace_another_optimizer_wrapper(config):
 )
 def test_missing_data(config, options, path):
     with pytest.raises(InputError, match=re.escape(str(config.parent / path))) as caught:
-        launch.train(launch.load_config(arguments(config, cfg_options=options)))
+        launch.train(launch.load_config(**arguments(config, options=options)))
     assert '\n' not in str(caught.value)
 
 
@@ -213,10 +188,10 @@ def test_auto_scale_lr_uses_batch_size(config):
         'train_cfg.max_epochs': 1,
         'param_scheduler': [],
     }
-    cfg = launch.load_config(arguments(config, auto_scale_lr=True, cfg_options=changes))
+    cfg = launch.load_config(**arguments(config, auto_scale_lr=True, options=changes))
     assert launch.train(cfg).optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 4 / 16)
     with pytest.raises(InputError, match='base_batch_size'):
-        launch.load_config(arguments(config, auto_scale_lr=True))
+        launch.load_config(**arguments(config, auto_scale_lr=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
@@ -225,8 +200,10 @@ def test_freed_memory_is_kept_only_in_pre_training(config, monkeypatch, scope, k
     calls = []
     monkeypatch.setattr(launch, 'keep_freed_memory', lambda: calls.append('kept'))
     monkeypatch.setattr(launch, 'build_runner', lambda cfg: calls.append('built'))
-    monkeypatch.setattr(launch, 'fit_queues', lambda cfg: None)  # the dataset is not in the mmdet scope
-    cfg = launch.load_config(arguments(config))
+    # The dataset and the hooks are not in the mmdet scope.
+    monkeypatch.setattr(launch, 'fit_queues', lambda cfg: None)
+    monkeypatch.setattr(launch, 'check_training', lambda cfg, resume: Report())
+    cfg = launch.load_config(**arguments(config))
     cfg.default_scope = scope
     with pytest.raises(AttributeError):  # build_runner returns None
         launch.train(cfg)
@@ -235,18 +212,81 @@ def test_freed_memory_is_kept_only_in_pre_training(config, monkeypatch, scope, k
 
 def test_missing_checkpoint_to_test(config):
     with pytest.raises(InputError, match=r'nothing\.pth'):
-        launch.test(launch.load_config(arguments(config)), 'nothing.pth')
+        launch.test(launch.load_config(**arguments(config)), 'nothing.pth')
 
 
 def test_pre_training_config_cannot_be_tested(config):
     checkpoint = config.parent / 'any.pth'
     checkpoint.touch()
     with pytest.raises(InputError, match='test_dataloader'):
-        launch.test(launch.load_config(arguments(config)), str(checkpoint))
+        launch.test(launch.load_config(**arguments(config)), str(checkpoint))
 
 
 def test_value_that_a_constructor_rejects_is_one_line(config):
-    cfg = launch.load_config(arguments(config, cfg_options={'model.bn_group': 0}))
+    cfg = launch.load_config(**arguments(config, options={'model.bn_group': 0}))
     with pytest.raises(InputError, match='bn_group.* 0') as caught:
         launch.train(cfg)
     assert '\n' not in str(caught.value)
+
+
+def test_auto_scale_lr_counts_accumulated_images(config):
+    changes = {
+        'auto_scale_lr': dict(enable=False, base_batch_size=16),
+        'optim_wrapper.accumulative_counts': 2,
+        'train_cfg.max_epochs': 1,
+        'param_scheduler': [],
+    }
+    cfg = launch.load_config(**arguments(config, auto_scale_lr=True, options=changes))
+    assert launch.train(cfg).optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 2 * 4 / 16)
+
+
+@pytest.mark.parametrize(
+    ('options', 'found'),
+    [
+        ({'default_hooks.checkpoint.intervals': 2}, r'default_hooks\.checkpoint\.intervals.*interval'),
+        ({'modle.queue_len': 2}, r'modle.*model'),
+        ({'custom_hooks': [dict(type='TrainingHealthHook')]}, 'SpatialCurriculumHook'),
+        ({'probe': dict(ann_file='val.json', img_rot='val/')}, r'probe\.img_rot.*img_root'),
+    ],
+)
+def test_errors_in_keys_stop_before_the_first_step(config, options, found, monkeypatch):
+    monkeypatch.setattr(launch, 'build_runner', lambda cfg: pytest.fail('the run was started'))
+    with pytest.raises(PreflightError, match=found):
+        launch.train(launch.load_config(**arguments(config, options=options)))
+
+
+def test_probe_key_runs_a_probe(config):
+    annotations = [
+        dict(id=i, image_id=i, category_id=1, bbox=[5, 5, 40, 30], area=1200, iscrowd=0) for i in range(1, 5)
+    ]
+    images = [dict(id=i, file_name=f'{i}.png', width=90, height=70) for i in range(1, 5)]
+    path = config.parent / 'val.json'
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name='thing')])))
+    probe = dict(ann_file=str(path), img_root=str(config.parent / 'images'), probes=('pointing',), size=64)
+    options = {
+        'probe': probe,
+        'train_cfg.max_epochs': 1,
+        'visualizer': dict(type='SelfSupVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+    }
+    runner = launch.train(launch.load_config(**arguments(config, options=options)))
+    (scalars,) = Path(runner.work_dir).glob('*/vis_data/scalars.json')
+    assert '"probe/chance"' in scalars.read_text()
+
+
+def test_no_workers_with_options_for_workers(config):
+    options = {'train_dataloader.persistent_workers': True, 'train_dataloader.prefetch_factor': 2}
+    cfg = launch.load_config(**arguments(config, options=options))
+    assert not {'persistent_workers', 'prefetch_factor'} & cfg.train_dataloader.keys()
+
+
+@pytest.mark.parametrize(
+    'error', [KeyError('backbone'), TypeError('got an unexpected argument'), AssertionError('odd')]
+)
+def test_error_of_a_constructor_is_one_line(config, error, monkeypatch):
+    def build(cfg):
+        raise error
+
+    monkeypatch.setattr(launch.Runner, 'from_cfg', build)
+    with pytest.raises(InputError, match=f'{type(error).__name__}.*{error.args[0]}') as caught:
+        launch.build_runner(launch.load_config(**arguments(config)))
+    assert '\n' not in str(caught.value) and caught.value.__cause__ is error

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmselfsup.registry import HOOKS
 
+from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.file_io import atomic_write
 from ccop_mm.weights.newest_checkpoint import POINTER
+
+#: Name under which :class:`SafeLocalBackend` is registered.
+SAFE_BACKEND = 'ccop_mm.safe_local'
 
 
 class SafeLocalBackend(LocalBackend):
@@ -27,8 +32,12 @@ class SafeLocalBackend(LocalBackend):
         self.pending_deletion: list[str] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a temporary file in the same directory, flushes it to disk and renames it."""
-        with atomic_write(filepath) as file:
+        """Writes a temporary file in the same directory, flushes it to disk and renames it.
+
+        Raises:
+            InputError: The disk is full, a quota is exceeded or the directory cannot be written.
+        """
+        with _reported_in_one_line(filepath), atomic_write(filepath) as file:
             file.write(obj)
 
     def remove(self, filepath: str | Path) -> None:
@@ -36,7 +45,29 @@ class SafeLocalBackend(LocalBackend):
         self.pending_deletion.append(str(filepath))
 
 
-register_backend('ccop_mm.safe_local', SafeLocalBackend)
+register_backend(SAFE_BACKEND, SafeLocalBackend)
+
+
+def write_pointer(work_dir: str | Path, checkpoint: str) -> None:
+    """Writes the path of the last checkpoint to ``last_checkpoint``.
+
+    Raises:
+        InputError: The disk is full, a quota is exceeded or the directory cannot be written.
+    """
+    path = Path(work_dir, POINTER)
+    with _reported_in_one_line(path), atomic_write(path, 'w') as file:
+        file.write(checkpoint)
+
+
+@contextlib.contextmanager
+def _reported_in_one_line(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f'cannot write {path}: {error.strerror or error}; earlier checkpoints are intact, make the directory '
+            'writable or free disk space, then resume with --resume'
+        ) from error
 
 
 @HOOKS.register_module()
@@ -66,7 +97,7 @@ class SafeCheckpointHook(CheckpointHook):
         if self.file_client_args is not None or not isinstance(self.file_backend, LocalBackend):
             return
         self.file_backend = SafeLocalBackend()
-        self.backend_args = dict(backend='ccop_mm.safe_local')  # for files that the runner saves
+        self.backend_args = dict(backend=SAFE_BACKEND)  # for files that the runner saves
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)  # mmengine limits its length to max_keep_ckpts
         if is_main_process():
@@ -96,8 +127,7 @@ class SafeCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            with atomic_write(Path(runner.work_dir, POINTER), 'w') as file:
-                file.write(self.last_ckpt)
+            write_pointer(runner.work_dir, self.last_ckpt)
         while 0 < self.max_keep_ckpts < len(self.keep_ckpt_ids):
             self.file_backend.remove(self._checkpoint_path(self.keep_ckpt_ids.popleft()))
         self._delete_pending()

@@ -15,8 +15,8 @@ class SpatialCurriculumHook(Hook):
 
     t is computed before every iteration from the runner's iteration count and length. The hook therefore needs no
     settings and no state for epoch- and iteration-based loops, datasets of any size, gradient accumulation and resumed
-    runs. It logs ``zeta``, ``beta`` and ``acceptance``, the fraction of samples of Eq. 7 that reach the IoU threshold
-    without rejection sampling.
+    runs. It never exceeds 1. The hook logs ``zeta``, ``beta`` and ``acceptance``, the fraction of samples of Eq. 7 that
+    reach the IoU threshold without rejection sampling.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -29,7 +29,7 @@ class SpatialCurriculumHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
         """Sets the fraction of training completed: 0 in the first iteration, just below 1 in the last."""
-        self._box_jitter(runner).progress = runner.iter / runner.max_iters
+        self._box_jitter(runner).progress = min(runner.iter / runner.max_iters, 1.0)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None

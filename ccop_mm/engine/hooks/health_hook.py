@@ -28,7 +28,7 @@ MIN_RANK = 2.0
 #: Maximum fraction of the keys in a full queue whose image has another key in it.
 MAX_REPEATED = 0.5
 #: Minimum number of objects per image in both views, on average. With 0.6, CCOP of the small study has a pointing game
-#: accuracy on C3 and C4 no better than random weights; with 8 it is far better (docs/results.md). The paper has 12.
+#: accuracy on C3 and C4 no better than random weights; with 8 it is far better (docs/results.md). The paper reports 12.
 MIN_OBJECTS = 1.0
 #: Queues of the model, and the name of their embeddings in the log.
 QUEUES = {'image_queue': 'image', 'object_queue': 'object'}

@@ -12,8 +12,8 @@ class IterationSeedHook(DistSamplerSeedHook):
 
     A checkpoint stores no generator states. Random numbers of an iteration (dropout, jitter, shuffled batches) must
     therefore not depend on how many were generated before: a resumed run then uses the same ones as an uninterrupted
-    run, with any number of workers. (A data loader that restarts its workers consumes a number of torch's generator; a
-    loader with persistent workers does not.) As in mmengine, all ranks share one seed unless
+    run, with any number of workers. (A data loader that restarts its workers consumes one random number of torch's
+    generator; a loader with persistent workers does not.) As in mmengine, all ranks share one seed unless
     ``randomness.diff_rank_seed`` is set.
     """
 

@@ -109,3 +109,12 @@ def test_model_without_box_jitter():
 
     with pytest.raises(InputError, match='box_jitter.*Linear'):
         SpatialCurriculumHook().before_train(FakeRunner)
+
+
+def test_progress_does_not_exceed_one():
+    class FakeRunner:
+        model, iter, max_iters = Toy(), 9, 4  # a loop that exceeds its length
+
+    SpatialCurriculumHook().before_train_iter(FakeRunner, 0)
+    jitter = FakeRunner.model.box_jitter
+    assert (jitter.progress, jitter.zeta, jitter.beta) == (1.0, pytest.approx(1.0), pytest.approx(0.3))
