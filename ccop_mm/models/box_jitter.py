@@ -11,19 +11,20 @@ from ccop_mm.utils import boxes as box_ops
 
 
 def interpolate(start_end: tuple[float, float], progress: float) -> float:
-    """Interpolates linearly between the values at ``progress`` 0 and 1 (Sec. 3.3)."""
+    """Interpolates linearly between the values at ``progress`` 0 and 1, to which it is limited (Sec. 3.3)."""
     start, end = start_end
+    progress = min(max(progress, 0.0), 1.0)
     return start + (end - start) * progress
 
 
 def _axis_overlap(shift: Tensor, scale: Tensor, anchor: str) -> Tensor:
-    """Overlap of [0, 1] with its image under Eq. 7 on one axis; ``scale`` is exp(sw)."""
+    """Computes the overlap of [0, 1] with its jittered version (Eq. 7) on one axis; ``scale`` is exp(sw)."""
     low = shift if anchor == 'top_left' else 0.5 + shift - scale / 2
     return (torch.minimum(low + scale, torch.ones_like(low)) - low.clamp(min=0)).clamp(min=0)
 
 
 def noise_iou(noise: Tensor, anchor: str = 'top_left') -> Tensor:
-    """IoU of a box and its jittered version; under Eq. 7 it depends on the noise only, not on the box.
+    """Computes the IoU of a box and its jittered version, which under Eq. 7 depends on the noise only.
 
     Args:
         noise (Tensor): ``(..., 4)``: sx, sy, sw, sh.
@@ -38,7 +39,7 @@ def noise_iou(noise: Tensor, anchor: str = 'top_left') -> Tensor:
 
 
 def _axis_bounds(zeta: float, zeta_wh: float, beta: float, anchor: str) -> tuple[float, float, float]:
-    """Bounds (minimum shift, maximum shift, maximum log scale) of noise with a 1-D IoU of at least beta.
+    """Computes bounds (minimum shift, maximum shift, maximum log scale) of noise with a 1-D IoU of at least beta.
 
     The IoU of two intervals is at most the ratio of their lengths, so exp(-|sw|) >= beta. After a shift s > 0 the
     overlap is at most 1 - s, and after s < 0 the union is at least 1 + |s|.
@@ -61,7 +62,7 @@ def _axis_noise(
     return samples[overlap >= beta * (1 + length - overlap)]
 
 
-def valid_noise(
+def sample_valid_noise(
     count: int,
     zeta: float,
     beta: float,
@@ -114,7 +115,7 @@ def valid_noise(
 class SCSBoxJitter(BaseTransform):
     """Jitters boxes with the noise of the spatial curriculum (Sec. 3.3, Eq. 7).
 
-    SCS stands for Spatial Curriculum Selection, the paper's name of the module. CCOP owns it as ``model.box_jitter``,
+    SCS stands for Spatial Curriculum Selection, the paper's name for the module. CCOP has it as ``model.box_jitter``,
     and :class:`ccop_mm.engine.SpatialCurriculumHook` sets ``progress``. It works on the CPU, where boxes are, so a
     training step needs no host-device synchronization for it. As a transform, for figures, it adds ``jittered_boxes (N,
     J, 4)`` and ``jittered_valid (N, J)`` for ``results['proposals'] (N, 4)``.
@@ -184,7 +185,7 @@ class SCSBoxJitter(BaseTransform):
         count = len(boxes)
         zeta_wh = interpolate(self.noise_wh, self.progress)
         if self.redraw:
-            noise, self.acceptance = valid_noise(
+            noise, self.acceptance = sample_valid_noise(
                 count * self.num_jitter, self.zeta, self.beta, zeta_wh, self.anchor, generator
             )
         else:

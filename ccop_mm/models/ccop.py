@@ -10,7 +10,7 @@ from mmselfsup.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from ccop_mm.models.encoder import ENCODER_PARTS, IMAGE_PARTS, embed_objects, encode_images, supports_interleaving
-from ccop_mm.models.grouped_batch_norm import GroupedBatchNorm2d, set_groups, takes_global_statistics
+from ccop_mm.models.grouped_batch_norm import GroupedBatchNorm2d, has_sync_batch_norm, set_groups
 from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows
 from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool, RoIs
@@ -43,9 +43,10 @@ class CCOP(BaseModel):
             default.
         object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`.
         queue_len (int | str): Number of negatives in the image queue. The paper prints 65,335, read as 65,536.
-            ``'auto'`` fits both queues to the dataset; tools/train.py resolves it to numbers
+            ``'auto'`` fits both queues to the dataset; tools/train.py and ``ccop_mm.apis.train`` resolve it to numbers
             (:func:`ccop_mm.models.queue.suggest_lengths`).
-        object_queue_len (int, optional): Number of negatives in the object queue; ``queue_len`` by default.
+        object_queue_len (int | str, optional): Number of negatives in the object queue, or ``'auto'``; ``queue_len`` by
+            default.
         feat_dim (int): Embedding dimension D; 128 in the paper.
         momentum (float): m of Eq. 2; 0.999 in the paper.
         key_batch (str): How the batch statistics of the key encoder are prevented from revealing positives: ``'auto'``,
@@ -69,7 +70,7 @@ class CCOP(BaseModel):
         box_jitter: dict | None = None,
         object_pool: dict | None = None,
         queue_len: int | str = 65536,
-        object_queue_len: int | None = None,
+        object_queue_len: int | str | None = None,
         feat_dim: int = 128,
         momentum: float = 0.999,
         key_batch: str = 'auto',
@@ -80,8 +81,11 @@ class CCOP(BaseModel):
     ) -> None:
         if key_batch not in KEY_BATCHES:
             raise ValueError(f'key_batch must be one of {KEY_BATCHES}, got {key_batch!r}')
-        if queue_len == 'auto':
-            raise ValueError("queue_len='auto' is resolved by tools/train.py only; set a number")
+        for name, length in (('queue_len', queue_len), ('object_queue_len', object_queue_len)):
+            if length == 'auto':
+                raise ValueError(
+                    f"{name}='auto' is resolved by tools/train.py and ccop_mm.apis.train only; set a number"
+                )
         if bn_group < 1:
             raise ValueError(f'bn_group must be at least 1, got {bn_group}')
         super().__init__(
@@ -90,7 +94,7 @@ class CCOP(BaseModel):
             data_preprocessor={'type': 'mmselfsup.TwoViewDataPreprocessor', **(data_preprocessor or {})},
             init_cfg=init_cfg,
         )
-        if key_batch == 'sync' and torch.cuda.is_available() and not takes_global_statistics(self.backbone):
+        if key_batch == 'sync' and torch.cuda.is_available() and not has_sync_batch_norm(self.backbone):
             raise ValueError("key_batch='sync' requires norm_cfg=dict(type='SyncBN') in backbone and neck")
         self.image_projector = MODELS.build(image_projector)
         self.object_projector = MODELS.build(object_projector)
@@ -120,6 +124,20 @@ class CCOP(BaseModel):
 
     def _encoder_parts(self) -> dict[str, nn.Module]:
         return {name: self.get_submodule(name) for name in ENCODER_PARTS}
+
+    def set_accumulation(self, first: bool, last: bool) -> None:
+        """Sets the position of the next forward pass within an optimizer step with gradient accumulation.
+
+        The key encoder is updated in the first forward pass, and the queues in the last one. Without batch
+        normalization, and with the same number of objects and pairs in each forward pass, the gradients are therefore
+        those of a single forward pass of the accumulated batch.
+
+        Args:
+            first (bool): Whether the query weights have changed since the previous forward pass.
+            last (bool): Whether the optimizer steps after this forward pass.
+        """
+        self.encoder_k.enabled = first
+        self.image_queue.deferred = self.object_queue.deferred = not last
 
     def extract_feat(self, inputs: Tensor | list[Tensor], data_samples: list | None = None) -> tuple[Tensor, ...]:
         """Computes P2 to P5 with the query encoder.
@@ -236,7 +254,7 @@ class CCOP(BaseModel):
             return
         self._warned = True
         warnings.warn(
-            f'only {min(sizes)} images share batch statistics (groups of {sizes}), which may be too noisy to train '
-            f'with; use a batch size of at least {2 * MIN_GROUP_SIZE} per process',
+            f'only {min(sizes)} images share batch statistics (groups of {sizes}), which may be too noisy for '
+            f'training; use a batch size of at least {2 * MIN_GROUP_SIZE} per process',
             stacklevel=2,
         )

@@ -7,7 +7,7 @@ An encoder is any module with the attributes ``backbone``, ``neck``, ``image_pro
 import torch
 from torch import Tensor, nn
 
-from ccop_mm.models.grouped_batch_norm import can_split, deinterleave, interleave, set_groups
+from ccop_mm.models.grouped_batch_norm import deinterleave, interleave, set_groups, supports_groups
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 
 #: Modules of an encoder.
@@ -23,12 +23,14 @@ Pyramid = tuple[Tensor, ...]
 
 
 def supports_interleaving(encoder: nn.Module, memory_format: torch.memory_format) -> bool:
-    """Whether one forward pass can keep the batch statistics of several equal groups of images apart.
+    """Returns whether one forward pass can keep the batch statistics of several equal groups of images apart.
 
     :class:`ccop_mm.models.grouped_batch_norm.GroupedBatchNorm2d` folds groups into channels, which is a view only of
     contiguous ``(B, C, H, W)`` memory.
     """
-    return memory_format == torch.contiguous_format and all(can_split(getattr(encoder, name)) for name in IMAGE_PARTS)
+    return memory_format == torch.contiguous_format and all(
+        supports_groups(getattr(encoder, name)) for name in IMAGE_PARTS
+    )
 
 
 def encode_images(

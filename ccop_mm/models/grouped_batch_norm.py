@@ -85,18 +85,18 @@ class GroupedBatchNorm2d(nn.BatchNorm2d, _BatchNorm):
         return torch.ops.aten._unsafe_view(output, inputs.shape)
 
 
-def takes_global_statistics(module: nn.Module) -> bool:
+def has_sync_batch_norm(module: nn.Module) -> bool:
     """Returns whether a module contains a ``SyncBatchNorm`` layer of torch or mmcv."""
     return any(type(part).__name__ == 'SyncBatchNorm' for part in module.modules())
 
 
-def can_split(module: nn.Module) -> bool:
+def supports_groups(module: nn.Module) -> bool:
     """Returns whether batch statistics of a module can be computed per group.
 
     This requires that every batch normalization layer is a :class:`GroupedBatchNorm2d` with affine parameters, running
     statistics and a fixed momentum.
     """
-    if takes_global_statistics(module):
+    if has_sync_batch_norm(module):
         return False
     return all(
         isinstance(part, GroupedBatchNorm2d) and part.affine and part.track_running_stats and part.momentum is not None

@@ -25,31 +25,36 @@ class MomentumEncoder(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f'momentum must be in [0, 1], got {momentum}')
         self.momentum = momentum
-        #: Number of updates since the start of training. A plain int, so that reading it requires no synchronization.
+        #: Number of iterations since the start of training, including those in which ``enabled`` is False: it seeds the
+        #: noise of an iteration. A plain int, so that reading it requires no synchronization.
         self.steps = 0
+        #: Whether :meth:`update` changes anything besides ``steps``. The first update always copies the query weights.
+        self.enabled = True
         for name, module in modules.items():
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
 
     @torch.no_grad()
     def update(self, modules: dict[str, nn.Module]) -> None:
-        """Updates all parameters by Eq. 2 and copies all buffers.
+        """Updates all parameters by Eq. 2 and copies all buffers, if ``enabled``; increments ``steps``.
 
         Args:
             modules (dict[str, nn.Module]): Modules of the query encoder, with the names given to the constructor.
         """
+        self.steps += 1
+        if self.steps > 1 and not self.enabled:
+            return
         keys, queries, key_buffers, query_buffers = [], [], [], []
         for name, module in modules.items():
             keys += self.get_submodule(name).parameters()
             queries += module.parameters()
             key_buffers += self.get_submodule(name).buffers()
             query_buffers += module.buffers()
-        if self.steps == 0:
+        if self.steps == 1:
             torch._foreach_copy_(keys, queries)
         else:
             torch._foreach_lerp_(keys, queries, 1 - self.momentum)
         if key_buffers:
             torch._foreach_copy_(key_buffers, query_buffers)
-        self.steps += 1
 
     def get_extra_state(self) -> Tensor:
         """Returns the step counter, which is saved with the weights."""

@@ -27,12 +27,29 @@ def suggest_lengths(num_images: int, objects_per_image: float) -> tuple[int, int
     return min(65536, max(1, round(num_keys))), min(65536, max(1, round(num_keys * objects_per_image)))
 
 
+def suggest_moco_length(num_images: int, batch_size: int) -> int:
+    """Suggests a queue length for mmselfsup's ``MoCo``, which must be a multiple of the batch size.
+
+    Args:
+        num_images (int): Number of images in the dataset.
+        batch_size (int): Number of images per iteration, over all processes.
+
+    Returns:
+        int: Multiple of ``batch_size`` closest to the image queue of :func:`suggest_lengths`, at least ``batch_size``.
+    """
+    return max(1, round(suggest_lengths(num_images, 0)[0] / batch_size)) * batch_size
+
+
 class FeatureQueue(nn.Module):
     """The last ``length`` key embeddings, used as negatives in Eq. 1.
 
     Any number of keys can be enqueued at a time: the queue wraps around without dropping any. The pointer is a buffer
     on the device, so that enqueueing requires no synchronization. The queue is initialized with random unit vectors, as
     in MoCo.
+
+    With gradient accumulation, all iterations of an optimizer step have the same negatives, as in a step with the
+    accumulated batch: while ``deferred`` is True, :meth:`enqueue` only collects keys, and the next call with
+    ``deferred`` False enqueues all of them. A checkpoint contains neither collected keys nor accumulated gradients.
 
     Args:
         length (int): Queue length K. The paper uses 65,536.
@@ -50,17 +67,26 @@ class FeatureQueue(nn.Module):
         self.register_buffer('pointer', torch.zeros(1, dtype=torch.long))
         # Slots, keys and pointer that the last enqueue overwrote. Not buffers: checkpoints must not contain them.
         self._overwritten: tuple[Tensor, Tensor, Tensor] | None = None
+        self.deferred = False
+        self._collected: list[Tensor] = []
 
     def __len__(self) -> int:
         return self.keys.shape[1]
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest keys.
+        """Replaces the oldest keys, or collects the new ones if ``deferred``.
 
         Args:
             keys (Tensor): ``(N, D)``. N may be 0; if N is larger than K, only the last K keys are stored.
         """
+        if self.deferred:
+            self._collected.append(keys)
+            self._overwritten = None
+            return
+        if self._collected:
+            keys = torch.cat([*self._collected, keys])
+            self._collected.clear()
         count, length = len(keys), len(self)
         skipped = max(count - length, 0)
         slots = (self.pointer + torch.arange(skipped, count, device=keys.device)) % length
@@ -90,6 +116,7 @@ class FeatureQueue(nn.Module):
         if keys is not None and keys.shape[0] == self.keys.shape[0]:
             self.keys = self.keys.new_empty(keys.shape)
         self._overwritten = None
+        self._collected.clear()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What a training step computes from boxes alone: on the CPU, before the device is involved."""
+"""Plans a training step on the CPU: everything that depends on boxes only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

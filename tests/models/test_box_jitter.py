@@ -24,7 +24,7 @@ def test_iou_of_the_noise_is_the_iou_of_the_boxes(anchor, generator):
 @pytest.mark.parametrize('progress', [0.0, 0.5, 1.0])
 def test_noise_has_the_distribution_of_rejection_sampling(anchor, progress, generator):
     zeta, beta = box_jitter.interpolate((0.3, 1.0), progress), box_jitter.interpolate((0.8, 0.3), progress)
-    noise, acceptance = box_jitter.valid_noise(50_000, zeta, beta, anchor=anchor, generator=generator)
+    noise, acceptance = box_jitter.sample_valid_noise(50_000, zeta, beta, anchor=anchor, generator=generator)
     plain = (torch.rand(2_000_000, 4, generator=generator) * 2 - 1) * zeta
     kept = plain[box_jitter.noise_iou(plain, anchor) >= beta]
     assert noise.shape == (50_000, 4)
@@ -37,9 +37,19 @@ def test_noise_has_the_distribution_of_rejection_sampling(anchor, progress, gene
 
 
 def test_separate_range_for_width_and_height(generator):
-    noise, _ = box_jitter.valid_noise(20_000, 0.1, 0.5, zeta_wh=0.6, generator=generator)
+    noise, _ = box_jitter.sample_valid_noise(20_000, 0.1, 0.5, zeta_wh=0.6, generator=generator)
     assert noise[:, :2].abs().max() <= 0.1
     assert 0.55 < noise[:, 2:].abs().max() <= 0.6
+
+
+def test_values_stay_between_those_of_start_and_end():
+    jitter = SCSBoxJitter(noise=(0.3, 1.0), min_iou=(0.8, 0.3), noise_wh=(0.2, 0.7))
+    boxes = torch.tensor([[10.0, 10, 60, 60]])
+    for progress, zeta, beta in [(1.6, 1.0, 0.3), (-0.5, 0.3, 0.8), (1e9, 1.0, 0.3)]:
+        jitter.progress = progress
+        assert (jitter.zeta, jitter.beta) == (pytest.approx(zeta), pytest.approx(beta))
+        candidates, valid = jitter.jitter(boxes, (224, 224))
+        assert valid.all() and box_ops.aligned_iou(candidates, boxes[:, None]).min() >= beta - 1e-5
 
 
 def test_candidates_are_valid_inside_and_seeded(generator):

@@ -5,10 +5,10 @@ from torch import nn
 
 from ccop_mm.models.grouped_batch_norm import (
     GroupedBatchNorm2d,
-    can_split,
     deinterleave,
     interleave,
     set_groups,
+    supports_groups,
 )
 
 
@@ -108,5 +108,5 @@ def test_conversion_keeps_the_state_and_skips_other_layers():
         (nn.BatchNorm2d(4, track_running_stats=False), False),
     ],
 )
-def test_can_split_requires_standard_layers(layer, expected):
-    assert can_split(GroupedBatchNorm2d.convert(nn.Sequential(nn.Conv2d(3, 4, 1), layer))) is expected
+def test_supports_groups_requires_standard_layers(layer, expected):
+    assert supports_groups(GroupedBatchNorm2d.convert(nn.Sequential(nn.Conv2d(3, 4, 1), layer))) is expected
