@@ -31,7 +31,9 @@ from ccop_mm.proposals import (
     list_images,
     merge,
 )
+from ccop_mm.proposals.coco_format import DROPPED_KEY
 from ccop_mm.proposals.evaluate import evaluate
+from ccop_mm.proposals.runner.finished_file import check_replaceable
 from ccop_mm.proposals.settings import GROUND_TRUTH_SETTINGS
 from ccop_mm.proposals.verify import verify
 from ccop_mm.utils.coco_json import read_objects
@@ -55,6 +57,7 @@ def run_generate(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
             shard=args.shard,
             annotations=annotations,
+            overwrite=args.overwrite,
             **settings,
         )
     except KeyboardInterrupt:
@@ -85,27 +88,34 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    store = merge(args.files, args.out)
+    store = merge(args.files, args.out, args.overwrite)
     print(f'{format_counts(store)}, {len(store.skipped)} skipped: {args.out}')
     return 0
 
 
 def run_export(args: argparse.Namespace) -> int:
     store = ProposalStore.load(args.file)
-    export_coco(store, args.out)
-    print(f'{format_counts(store)}: {args.out}')
+    num_dropped = export_coco(store, args.out)
+    print(f'{format_counts(store)}{format_dropped(num_dropped)}: {args.out}')
     return 0
 
 
 def run_import(args: argparse.Namespace) -> int:
     store = import_coco(args.json, args.images_json, args.proposals)
+    names = [name for _, name, _, _ in store.entries()]
+    check_replaceable(args.out, [*names, *store.skipped], store.metadata, args.overwrite)
     store.save(args.out)
-    print(f'{format_counts(store)}, {store.metadata.get("method")}: {args.out}')
+    dropped = format_dropped(store.metadata.get(DROPPED_KEY, 0))
+    print(f'{format_counts(store)}{dropped}, {store.metadata.get("method")}: {args.out}')
     return 0
 
 
 def format_counts(store: ProposalStore) -> str:
     return f'{len(store)} images, {int(store.num_boxes.sum())} boxes'
+
+
+def format_dropped(count: int) -> str:
+    return f' ({count} boxes that are not finite were dropped)' if count else ''
 
 
 def check_figure(path: str) -> Path:
@@ -155,6 +165,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     stored.add_argument('file', help='proposals file')
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument('--out', required=True, help='file to write')
+    replaced = argparse.ArgumentParser(add_help=False)
+    replaced.add_argument(
+        '--overwrite', action='store_true', help='replace a finished proposals file of other images or settings'
+    )
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
@@ -177,7 +191,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
         command.set_defaults(function=function)
         return command
 
-    command = add_command('generate', run_generate, [source, output], __doc__ or '', prog=parser.prog)
+    command = add_command('generate', run_generate, [source, output, replaced], __doc__ or '', prog=parser.prog)
     add_settings(command)
     command.add_argument(
         '--annotations', help='COCO json for --method ground-truth (default: SOURCE if that is a json)'
@@ -204,17 +218,17 @@ def build_parser() -> tuple[argparse.ArgumentParser, Sequence[str]]:
     command.add_argument('--figure', help='histogram to write, *.png or *.svg')
 
     description = 'Merges the shards of one run, or the proposals files of several sets of images.'
-    command = add_command('merge', run_merge, [output], description)
+    command = add_command('merge', run_merge, [output, replaced], description)
     command.add_argument('files', nargs='+', help='proposals files generated with the same settings')
 
     add_command('export', run_export, [stored, output], 'Writes proposals as COCO json with a single category.')
 
     description = 'Creates a proposals file from a COCO json: an export, annotations, or detection results.'
-    command = add_command('import', run_import, [output], description)
+    command = add_command('import', run_import, [output, replaced], description)
     command.add_argument('json', help='COCO json, or a list of results ("image_id", "bbox")')
     command.add_argument(
         '--images-json',
-        '--photos',  # codespell:ignore photos (option of version 0.1)
+        '--photos',  # codespell:ignore photos (option of the first version)
         metavar='JSON',
         help='COCO json that lists the images of detection results',
     )

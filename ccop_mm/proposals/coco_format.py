@@ -16,15 +16,25 @@ from ccop_mm.utils.file_io import atomic_write
 KEY = 'ccop_mm_proposals'
 CATEGORY = {'id': 1, 'name': 'object', 'supercategory': 'object'}
 
+#: Largest finite float32.
+LARGEST = float(np.finfo(np.float32).max)
 
-def export_coco(store: ProposalStore, path: str | Path) -> None:
+#: Key in the metadata of a file, present if boxes were dropped: number of boxes that are not finite in float32.
+DROPPED_KEY = 'dropped_non_finite'
+
+
+def export_coco(store: ProposalStore, path: str | Path) -> int:
     """Writes a store as COCO json: one annotation per box, all of one category, in the order of the store.
 
-    :func:`import_coco` restores the store from it, byte for byte.
+    :func:`import_coco` restores the store from it, byte for byte. Boxes that are not finite, which earlier
+    releases imported, are left out.
 
     Args:
         store (ProposalStore): Proposals.
         path (str | Path): Json to write.
+
+    Returns:
+        int: Number of boxes left out.
     """
     metadata = {key: value for key, value in store.metadata.items() if key not in ('format', 'format_version')}
     info = {'description': 'object proposals', KEY: {'metadata': metadata, 'skipped': store.skipped}}
@@ -35,9 +45,11 @@ def export_coco(store: ProposalStore, path: str | Path) -> None:
             digest = store.digest(image_id)
             file.write((',\n' if index else '\n') + _json({**image, 'digest': digest} if digest else image))
         file.write('],\n"annotations": [')
-        annotation_id = 0
+        annotation_id = num_dropped = 0
         for image_id, _, _, boxes in store.entries():
-            for x1, y1, x2, y2 in boxes.tolist():
+            finite = np.isfinite(boxes).all(axis=1)
+            num_dropped += int((~finite).sum())
+            for x1, y1, x2, y2 in boxes[finite].tolist():
                 annotation_id += 1
                 annotation = {
                     'id': annotation_id,
@@ -49,6 +61,7 @@ def export_coco(store: ProposalStore, path: str | Path) -> None:
                 }
                 file.write((',\n' if annotation_id > 1 else '\n') + _json(annotation))
         file.write(']}\n')
+    return num_dropped
 
 
 def import_coco(path: str | Path, images_json: str | Path | None = None, proposals: bool = False) -> ProposalStore:
@@ -63,7 +76,7 @@ def import_coco(path: str | Path, images_json: str | Path | None = None, proposa
 
     Returns:
         ProposalStore: The boxes of an image are in the order of the file, or in descending order of score if all of
-        them have one.
+        them have one. Boxes that are not finite are dropped; their number is the metadata :data:`DROPPED_KEY`.
 
     Raises:
         InputError: If the file has none of these formats, or an image lacks its size.
@@ -75,13 +88,15 @@ def import_coco(path: str | Path, images_json: str | Path | None = None, proposa
         raise InputError(f'{path} is a list of results: pass the COCO json of its images (--images-json)')
     content = read_json(images_json)
     images = read_images(content, images_json)
-    boxes = _boxes_by_image(content.get('annotations') if results is None else results, path)
+    boxes, num_dropped = _boxes_by_image(content.get('annotations') if results is None else results, path)
     exported = _exported_info(content) if results is None else None
     if exported is not None:
         metadata, skipped = exported.get('metadata', {}), exported.get('skipped', {})
     else:
         method = 'imported' if proposals or results is not None else 'ground-truth'
         metadata, skipped = {'method': method, 'imported_from': Path(path).name}, {}
+    if num_dropped:
+        metadata = {**metadata, DROPPED_KEY: num_dropped}
     image_ids = {image['id'] for image in images}
     unknown = [image_id for image_id in boxes if image_id not in image_ids]
     if unknown:
@@ -113,14 +128,21 @@ def _exported_info(content: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _boxes_by_image(annotations: Any, path: str | Path) -> dict[Any, np.ndarray]:
-    """Reads image id -> (n, 4) float64 xyxy, without crowd regions and boxes without area."""
-    boxes = {}
+def _boxes_by_image(annotations: Any, path: str | Path) -> tuple[dict[Any, np.ndarray], int]:
+    """Reads image id -> (n, 4) float64 xyxy, without crowd regions and boxes without area; counts non-finite boxes."""
+    boxes, num_dropped = {}, 0
     for image_id, found in read_boxes(annotations, path).items():
-        kept = _sorted_by_score([annotation for annotation in found if annotation.has_area])
+        finite = [annotation for annotation in found if _is_finite(annotation)]
+        num_dropped += len(found) - len(finite)
+        kept = _sorted_by_score([annotation for annotation in finite if annotation.has_area])
         if kept:
             boxes[image_id] = np.array([annotation.xyxy for annotation in kept])
-    return boxes
+    return boxes, num_dropped
+
+
+def _is_finite(annotation: BoxAnnotation) -> bool:
+    """Returns whether the values of a box are finite in float32, in which they are stored."""
+    return all(abs(value) <= LARGEST for value in (*annotation.bbox, *annotation.xyxy))
 
 
 def _sorted_by_score(annotations: list[BoxAnnotation]) -> list[BoxAnnotation]:

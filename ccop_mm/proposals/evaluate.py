@@ -31,7 +31,7 @@ def evaluate(store: ProposalStore, annotation_file: str | Path) -> dict[str, Any
     Raises:
         InputError: If the json is invalid, or the compared images contain no object.
     """
-    pairs, num_left_out = match(store, annotation_file)
+    pairs, num_left_out = match_images(store, annotation_file)
     num_boxes = [len(boxes) for _, boxes, _ in pairs]
     best = np.concatenate([_best_overlaps(objects, boxes) for _, boxes, objects in pairs])
     return {
@@ -45,7 +45,7 @@ def evaluate(store: ProposalStore, annotation_file: str | Path) -> dict[str, Any
     }
 
 
-def match(
+def match_images(
     store: ProposalStore, annotation_file: str | Path
 ) -> tuple[list[tuple[tuple[int, int], np.ndarray, np.ndarray]], int]:
     """Pairs the proposals and the ground-truth boxes of the images that a store and a COCO json have in common.

@@ -28,8 +28,8 @@ class AnnotatedImageFile(ImageFile):
 def annotate(images: Sequence[ImageFile], annotation_file: str | Path) -> tuple[list[AnnotatedImageFile], str]:
     """Adds ground-truth boxes to images.
 
-    Images are matched by file name, because ids of a folder differ from those of a json. Crowd regions and boxes
-    without area are ignored.
+    Images are matched by file name, because ids of a folder differ from those of a json. Crowd regions, and
+    boxes that are not finite or have no area, are ignored.
 
     Args:
         images (Sequence[ImageFile]): Images to annotate.
@@ -47,6 +47,8 @@ def annotate(images: Sequence[ImageFile], annotation_file: str | Path) -> tuple[
     for image in images:
         entry = entry_by_name.get(image.file_name)
         boxes = None if entry is None else objects.get(entry['id'], np.empty((0, 4)))
+        if boxes is not None:
+            boxes = boxes[np.isfinite(boxes).all(axis=1)]
         size = (None, None) if entry is None else (entry.get('height'), entry.get('width'))
         annotated.append(AnnotatedImageFile(image.image_id, image.file_name, image.path, boxes, size))
     if all(image.boxes is None for image in annotated):

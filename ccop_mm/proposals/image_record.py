@@ -11,7 +11,14 @@ import numpy as np
 from ccop_mm.proposals.candidates import find_candidates
 from ccop_mm.proposals.selection import filter_boxes, merge_boxes, sample_boxes
 from ccop_mm.proposals.settings import ProposalSettings
-from ccop_mm.utils.images import ImageFile, UnreadableImageError, content_digest, decode_image, read_image_bytes
+from ccop_mm.utils.images import (
+    ImageFile,
+    UnreadableImageError,
+    content_digest,
+    count_value_bits,
+    decode_image,
+    read_image_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class ImageRecord:
     digest: int = 0
     #: Number of candidates, of boxes left by the filter, and of boxes left by merging.
     counts: tuple[int, int, int] = (0, 0, 0)
+    #: :func:`~ccop_mm.utils.images.count_value_bits` of the file.
+    value_bits: int = 0
     #: CPU seconds of the search and of the selection.
     cpu: tuple[float, float] = (0.0, 0.0)
 
@@ -80,6 +89,7 @@ def propose_image(image_file: ImageFile, settings: ProposalSettings) -> ImageRec
         boxes=boxes,
         digest=content_digest(content),
         counts=(len(candidates), len(filtered), len(merged)),
+        value_bits=count_value_bits(content),
         cpu=(searched - start, time.thread_time() - searched),
     )
 

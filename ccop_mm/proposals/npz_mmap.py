@@ -133,7 +133,7 @@ def map_again(path: str | Path, checksum: np.ndarray) -> dict[str, np.ndarray]:
     except Exception:  # as in read_arrays
         unchanged = False
     if not unchanged:
-        raise InputError(f'{path} was modified or removed while it was in use: start again')
+        raise InputError(f'{path} was modified or removed while it was in use: run the command again')
     return arrays
 
 

@@ -41,7 +41,8 @@ class ProposalSettings:
         engine (str): Implementation of selective search, one of :data:`ENGINES`. Both return the same boxes.
         max_side (int): Images with a longer side are resized to this one for selective search; 0 disables resizing. A
             training view shows at least a fifth of the image area on 224 pixels and keeps boxes of at least 12 pixels
-            there, which corresponds to boxes of 24 pixels in an image of 1,024 pixels. COCO images have 640 pixels.
+            there, which corresponds to boxes of 24 pixels in an image of 1,024 pixels. The longer side
+            of COCO images is 640 pixels.
         min_area (float): Smallest area of a proposal in square pixels. The paper removes "area < 12^2".
         max_aspect (float): Upper bound, exclusive, of the longer side divided by the shorter side. The paper removes
             aspect ratios "outside (1/3, 3)".

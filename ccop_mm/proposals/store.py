@@ -201,7 +201,8 @@ def load_proposals(path: str | Path, allow_ground_truth: bool = False) -> Propos
         ProposalStore: The proposals.
 
     Raises:
-        InputError: If the file is invalid, or contains ground-truth boxes and these are not accepted.
+        InputError: If the file is invalid, contains a box that is not finite, or contains ground-truth boxes and these
+            are not accepted.
     """
     if str(path).endswith('.json'):
         from ccop_mm.proposals.coco_format import import_coco  # which imports this module
@@ -215,7 +216,23 @@ def load_proposals(path: str | Path, allow_ground_truth: bool = False) -> Propos
             'tools/propose.py, or set allow_ground_truth=True for an upper bound; import the proposals of another tool '
             'with `tools/propose.py import --proposals`'
         )
+    _check_finite(store, path)
     return store
+
+
+def _check_finite(store: ProposalStore, path: str | Path) -> None:
+    """Raises :class:`InputError` if a box is not finite, which earlier releases did not check on import."""
+    boxes = store._arrays['boxes']
+    if boxes.dtype.kind != 'f':  # whole pixels are stored as integers
+        return
+    finite = np.isfinite(boxes).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        image_id = int(store.image_ids[np.searchsorted(store._arrays['offsets'], row, side='right') - 1])
+        raise InputError(
+            f'{path} contains {int((~finite).sum())} boxes that are not finite, the first is {boxes[row].tolist()} of '
+            f'the image id {image_id}: import them again with `tools/propose.py import`, which drops such boxes'
+        )
 
 
 def _encode_metadata(values: Mapping[str, Any]) -> np.ndarray:

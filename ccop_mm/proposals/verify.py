@@ -85,16 +85,17 @@ def verify(store: ProposalStore, images: Sequence[ImageFile], *, again: int = 0,
     report.problems += sorted(problem for problem, _ in results if problem)
     if again:
         if settings is None or settings.method == 'ground-truth':
-            raise InputError('boxes can be generated again only if they were searched or sampled by this tool')
+            raise InputError(
+                '--again requires boxes from selective search or random sampling, but the file has the method '
+                f'{store.metadata.get("method")!r}: omit --again'
+            )
         if settings.method == 'selective-search':
             require_engine(settings.mode, settings.engine)
         chosen = [present[i] for i in np.random.default_rng(0).permutation(len(present))[:again].tolist()]
         for record in map_unordered(functools.partial(propose_image, settings=settings), chosen, workers):
             report.num_regenerated += 1
             if record.boxes is None or not np.array_equal(record.boxes, store.boxes(record.image_id)):
-                problem = (
-                    record.reason or f'generating its boxes again gives other boxes, with OpenCV {cv2.__version__}'
-                )
+                problem = record.reason or f'the regenerated boxes differ (OpenCV {cv2.__version__})'
                 report.problems.append(f'{record.file_name}: {problem}')
     return report
 

@@ -1,8 +1,8 @@
-"""Readers of COCO json files."""
+"""Reads COCO json files and writes subsets of them."""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.file_io import atomic_write
 
 
 class BoxAnnotation(NamedTuple):
@@ -129,6 +130,26 @@ def read_boxes(entries: Any, path: str | Path) -> dict[Any, list[BoxAnnotation]]
                 f'{path}: an annotation needs "image_id" and "bbox" (x, y, width, height), got {_shortened(entry)}'
             ) from None
     return boxes
+
+
+def write_subset(content: Mapping[str, Any], out: str | Path, image_ids: Collection[int | str]) -> tuple[int, int]:
+    """Writes a COCO json that contains some of the images and their annotations, in the order of ``content``.
+
+    All other fields, such as the categories, are copied unchanged.
+
+    Args:
+        content (Mapping): A COCO json with ``images`` and ``annotations``, for example the result of :func:`read_json`.
+        out (str | Path): File to write.
+        image_ids (Collection[int | str]): Ids of the images to keep; a set for fast look-up.
+
+    Returns:
+        tuple[int, int]: Number of images and number of annotations written.
+    """
+    images = [image for image in content['images'] if image['id'] in image_ids]
+    annotations = [annotation for annotation in content['annotations'] if annotation['image_id'] in image_ids]
+    with atomic_write(out, 'w') as file:
+        json.dump({**content, 'images': images, 'annotations': annotations}, file)
+    return len(images), len(annotations)
 
 
 def class_names(annotation_file: str | Path) -> dict[int, str]:

@@ -12,15 +12,16 @@ R = TypeVar('R')
 class InputError(ValueError):
     """Raised for an invalid file or command line.
 
-    The message is a single line: what is wrong, where (file, id), and what to do. :func:`exit_on_input_error` prints it
-    without a traceback.
+    The first line of the message states what is wrong, where (file, id), and what to do; lists may follow, one item per
+    line. :func:`exit_on_input_error` prints it without a traceback.
     """
 
 
 def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
     """Decorates the main function of a tool: an :class:`InputError` is printed to stderr and ends it with exit code 2.
 
-    Every other exception is a bug and keeps its traceback.
+    Every other exception is a bug and keeps its traceback. An :class:`InputError` keeps it, too, if an argument of
+    ``main`` has a true attribute ``debug`` (option ``--debug`` of a tool).
     """
 
     @functools.wraps(main)
@@ -28,6 +29,8 @@ def exit_on_input_error(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
+            if any(getattr(argument, 'debug', False) for argument in args):
+                raise
             # A data loader worker prepends its traceback to the message of the exception.
             message = str(error)
             if message.startswith('Caught InputError in '):

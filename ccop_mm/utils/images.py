@@ -1,23 +1,46 @@
 """Images of a data set: listing, ids, and decoding."""
 
+import functools
 import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ccop_mm.utils.coco_json import read_images, read_json
 from ccop_mm.utils.errors import InputError
 
-#: Suffixes of image files that OpenCV's wheels decode. Other files of a folder are ignored.
-SUFFIXES = {'.avif', '.bmp', '.jp2', '.jpe', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
+#: Suffixes of image files that OpenCV's wheels decode.
+SUFFIXES = {'.avif', '.bmp', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
+
+#: Suffixes of image files that are decoded if the package pillow-heif is installed.
+HEIF_SUFFIXES = {'.heic', '.heif', '.hif'}
+
+#: Suffixes of image files that are not read. They are counted, unlike other files of a folder.
+OTHER_SUFFIXES = {
+    *('.3fr', '.apng', '.arw', '.cr2', '.cr3', '.dcm', '.dds', '.dng', '.emf', '.eps', '.exr', '.gif', '.hdr', '.icns'),
+    *('.ico', '.j2k', '.jif', '.jpf', '.jpx', '.jxl', '.nef', '.orf', '.pam', '.pbm', '.pcx', '.pef', '.pfm', '.pnm'),
+    *('.psd', '.raf', '.raw', '.rw2', '.srw', '.svg', '.tga', '.wbmp', '.wmf', '.xbm', '.xpm'),
+}
+
+#: Kinds of files that are passed over but have no suffix of their own, see :class:`ImageList`.
+NO_SUFFIX, LINK = 'without suffix', 'linked twice'
+
+#: First bytes of common image formats.
+_SIGNATURES = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*')
+
+#: Brands of HEIF files that are coded with HEVC. AVIF files, which OpenCV decodes, have others.
+_HEIF_BRANDS = {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs', b'mif1', b'msf1'}
+
+#: Factors of the flags that decode at a smaller size.
+_REDUCTIONS = {cv2.IMREAD_REDUCED_COLOR_2: 2, cv2.IMREAD_REDUCED_COLOR_4: 4, cv2.IMREAD_REDUCED_COLOR_8: 8}
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,19 @@ class ImageFile:
 
     def __str__(self) -> str:
         return self.file_name
+
+
+class ImageList(list[ImageFile]):
+    """Images of a source, and the number of files of its folder that look like images but are not among them.
+
+    Attributes:
+        passed_over (dict[str, int]): Number of files by kind: a suffix that is not read, :data:`NO_SUFFIX`, or
+            :data:`LINK`, a symbolic link to an image that is listed under another path.
+    """
+
+    def __init__(self, images: Iterable[ImageFile] = (), passed_over: Mapping[str, int] | None = None) -> None:
+        super().__init__(images)
+        self.passed_over = dict(passed_over or {})
 
 
 class UnreadableImageError(Exception):
@@ -60,10 +96,11 @@ def image_id_from_path(relative_path: str | os.PathLike[str]) -> int:
     return int.from_bytes(digest[:6], 'big')
 
 
-def list_images(source: str | Path, image_root: str | Path | None = None) -> list[ImageFile]:
+def list_images(source: str | Path, image_root: str | Path | None = None) -> ImageList:
     """Lists the images of a folder, a COCO json or a text file.
 
-    A folder is searched recursively; symbolic links are followed, and hidden files and folders are ignored. Images of a
+    A folder is searched recursively; symbolic links are followed, and hidden files and folders are ignored. An image
+    that is found under several paths is listed once, under a path without links if there is one. Images of a
     json or a text file need not exist: a missing file is reported when it is read.
 
     Args:
@@ -77,16 +114,17 @@ def list_images(source: str | Path, image_root: str | Path | None = None) -> lis
             ``train2017``), the json's own folder.
 
     Returns:
-        list[ImageFile]: At least one image, in ascending order of the id.
+        ImageList: At least one image, in ascending order of the id, and the number of files passed over.
 
     Raises:
         InputError: If the source is missing or unreadable, contains no image, or contains an id or an image twice.
     """
     source = Path(os.path.abspath(source))
+    passed_over: Counter[str] = Counter()
     if source.is_dir():
         if image_root is not None:
             raise InputError(f'{source} is a folder of images: an image root requires a COCO json or a text file')
-        images = _list_folder(source)
+        images = _list_folder(source, passed_over)
     elif source.suffix.lower() == '.json':
         images = _list_json(source, image_root)
     elif source.suffix.lower() == '.txt':
@@ -94,7 +132,14 @@ def list_images(source: str | Path, image_root: str | Path | None = None) -> lis
     else:
         problem = 'is neither a folder nor a .json or .txt file' if source.exists() else 'does not exist'
         raise InputError(f'{source} {problem}: pass a folder of images, a COCO json or a text file')
-    return _sorted_unique(images, source)
+    return ImageList(_sorted_unique(images, source), passed_over)
+
+
+def format_passed_over(passed_over: Mapping[str, int]) -> str:
+    """Formats the counts of an :class:`ImageList`, largest first; '' if there are none."""
+    kinds = sorted(passed_over, key=lambda kind: (-passed_over[kind], kind))
+    text = ', '.join(f'{passed_over[kind]} {kind}' for kind in kinds)
+    return f'{text} (reading HEIF requires: pip install pillow-heif)' if HEIF_SUFFIXES & set(kinds) else text
 
 
 def load_image(path: str | Path) -> tuple[np.ndarray, int]:
@@ -137,15 +182,40 @@ def decode_image(content: bytes, flag: int = cv2.IMREAD_COLOR) -> np.ndarray:
         np.ndarray: (H, W, 3) uint8 in BGR order.
 
     Raises:
-        UnreadableImageError: If the content is truncated or not an image.
+        UnreadableImageError: If the content is truncated, is not an image, or is a HEIF file and pillow-heif is not
+            installed.
     """
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
     except cv2.error as error:
         raise UnreadableImageError(f'OpenCV: {error.err}') from None
-    if image is None:
-        raise UnreadableImageError(_why_undecodable(content))
-    return image
+    if image is not None:
+        return image
+    if _is_heif(content):
+        return _decode_heif(content, _REDUCTIONS.get(flag, 1))
+    raise UnreadableImageError(_why_undecodable(content))
+
+
+def count_value_bits(content: bytes) -> int:
+    """Returns the number of bits that the largest value of a 16-bit PNG or TIFF file needs.
+
+    Images are read as 8 bits, of which the upper 8 bits of 16 are used. An image of 12 bits is therefore read as nearly
+    black, unless its values were multiplied by 16.
+
+    Args:
+        content (bytes): Content of an image file.
+
+    Returns:
+        int: At most 16; 0 for an image that is black or not of 16 bits.
+    """
+    is_png16 = content[:4] == b'\x89PNG' and content[24:25] == b'\x10'
+    if not is_png16 and content[:4] not in (b'II*\0', b'MM\0*'):
+        return 0
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        return 0
+    return int(image.max()).bit_length() if image is not None and image.dtype == np.uint16 else 0
 
 
 def content_digest(content: bytes) -> int:
@@ -153,18 +223,45 @@ def content_digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=32).digest()[:8], 'big') or 1
 
 
-def _list_folder(root: Path) -> list[ImageFile]:
+def _list_folder(root: Path, passed_over: Counter[str]) -> list[ImageFile]:
+    names: list[str] = []
+    real_paths: dict[str, str] = {}  # of the files that are found through links
     try:
-        names = [os.path.relpath(path, root).replace(os.sep, '/') for path in _walk(root, ())]
+        for path, real in _walk(root, (), False, passed_over):
+            name = os.path.relpath(path, root).replace(os.sep, '/')
+            if real:
+                real_paths[name] = real
+            else:
+                names.append(name)
     except OSError as error:
         raise InputError(f'cannot read {error.filename}: {error.strerror}') from None
+    listed = {os.path.join(os.path.realpath(root), name) for name in names} if real_paths else set()
+    for name in sorted(real_paths):
+        if real_paths[name] in listed:
+            passed_over[LINK] += 1
+        else:
+            listed.add(real_paths[name])
+            names.append(name)
     if not names:
-        raise InputError(f'{root} and its subfolders contain no images ({", ".join(sorted(SUFFIXES))})')
+        others = f', only {format_passed_over(passed_over)}' if passed_over else ''
+        raise InputError(f'{root} and its subfolders contain no images ({", ".join(sorted(SUFFIXES))}){others}')
     return [ImageFile(image_id_from_path(name), name, root / name) for name in names]
 
 
-def _walk(folder: str | Path, parents: tuple[str, ...]) -> Iterator[str]:
-    """Yields the image files below a folder; ``parents`` are the real paths above it, which stop cycles of links."""
+def _walk(
+    folder: str | Path, parents: tuple[str, ...], linked: bool, passed_over: Counter[str]
+) -> Iterator[tuple[str, str]]:
+    """Yields the image files below a folder.
+
+    Args:
+        folder (str | Path): Folder to list.
+        parents (tuple[str, ...]): Real paths of the folders above it, which stop cycles of links.
+        linked (bool): Whether the folder was found through a link.
+        passed_over (Counter): Updated with the kinds of the other files.
+
+    Yields:
+        tuple[str, str]: Path, and real path if the file was found through a link, otherwise ''.
+    """
     real = os.path.realpath(folder)
     if real in parents:
         return
@@ -172,9 +269,34 @@ def _walk(folder: str | Path, parents: tuple[str, ...]) -> Iterator[str]:
         if entry.name.startswith('.'):
             continue
         if os.path.isdir(entry.path):  # entry.is_dir raises an error for a link that points to itself
-            yield from _walk(entry.path, (*parents, real))
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            yield entry.path
+            yield from _walk(entry.path, (*parents, real), linked or entry.is_symlink(), passed_over)
+            continue
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and _can_read_heif()):
+            if entry.is_symlink():
+                yield entry.path, os.path.realpath(entry.path)
+            else:
+                yield entry.path, os.path.join(real, entry.name) if linked else ''
+        elif suffix in HEIF_SUFFIXES or suffix in OTHER_SUFFIXES:
+            passed_over[suffix] += 1
+        elif not suffix and _has_image_signature(entry.path):
+            passed_over[NO_SUFFIX] += 1
+
+
+def _has_image_signature(path: str) -> bool:
+    if not os.path.isfile(path):  # opening a named pipe would wait for its writer
+        return False
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return (
+        head.startswith(_SIGNATURES)
+        or (head[:2] == b'BM' and head[6:10] == bytes(4))
+        or (head[:4] == b'RIFF' and head[8:12] == b'WEBP')
+        or (head[4:8] == b'ftyp' and head[8:12] in {*_HEIF_BRANDS, b'avif'})
+    )
 
 
 def _list_json(path: Path, image_root: str | Path | None) -> list[ImageFile]:
@@ -234,6 +356,35 @@ def _sorted_unique(images: list[ImageFile], source: Path) -> list[ImageFile]:
     if count > 1:
         raise InputError(f'{source} lists {name!r} {count} times: remove all but one')
     return images
+
+
+def _is_heif(content: bytes) -> bool:
+    return content[4:8] == b'ftyp' and content[8:12] in _HEIF_BRANDS
+
+
+@functools.cache
+def _can_read_heif() -> bool:
+    """Returns whether pillow-heif is installed, and registers it with Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _decode_heif(content: bytes, reduction: int) -> np.ndarray:
+    """Decodes a HEIF file to (H, W, 3) uint8 in BGR order, with its orientation applied."""
+    if not _can_read_heif():
+        raise UnreadableImageError('a HEIF image, which requires the package pillow-heif: pip install pillow-heif')
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            upright = ImageOps.exif_transpose(image).convert('RGB')
+    except Exception:  # Pillow raises various exceptions for invalid files
+        raise UnreadableImageError(_why_undecodable(content)) from None
+    if reduction > 1:
+        upright = upright.reduce(reduction)
+    return np.ascontiguousarray(np.asarray(upright)[..., ::-1])
 
 
 def _why_undecodable(content: bytes) -> str:

@@ -1,6 +1,5 @@
 """Reads the scalars that a training run logged (``scalars.json`` of mmengine's local visualization backend)."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -25,16 +24,9 @@ def read_training_log(work_dir: str | Path) -> dict[str, tuple[np.ndarray, np.nd
     Raises:
         InputError: There is no log, it is empty, or it is not valid JSON.
     """
-    # The parent directories are named after the start time, so their names sort in chronological order.
-    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    if not files:
-        raise InputError(f'{work_dir}: no */vis_data/scalars.json found; pass the work directory of tools/train.py')
     rows: list[dict] = []
-    for file in files:
-        try:
-            new = _read_rows(file)
-        except ValueError as error:
-            raise InputError(f'{file}: not a log of scalars ({error})') from None
+    for file in _log_files(work_dir):
+        new = _read_rows(file)
         if new:
             first = min(row['step'] for row in new)
             rows = [row for row in rows if row['step'] < first] + new
@@ -54,23 +46,41 @@ def read_training_log(work_dir: str | Path) -> dict[str, tuple[np.ndarray, np.nd
 def read_log_entries(work_dir: str | Path) -> list[dict]:
     """Reads the log entries of all starts of a run, in chronological order.
 
-    Lines that are not valid JSON are skipped: a run that was killed may leave an incomplete last line.
-
     Args:
         work_dir (str | Path): Work directory of tools/train.py.
+
+    Raises:
+        InputError: There is no log, or it is not valid JSON.
     """
-    entries = []
-    for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in file.read_text(encoding='utf-8').splitlines():
-            with contextlib.suppress(ValueError):
-                entries.append(json.loads(line))
-    return entries
+    return [row for file in _log_files(work_dir) for row in _read_rows(file)]
 
 
-def read_scalars(work_dir: Path) -> list[dict]:
-    """Reads the log of the most recent start of a run; returns one dict per log entry, in order."""
-    return _read_rows(max(work_dir.glob('*/vis_data/scalars.json'), key=lambda path: path.stat().st_mtime))
+def read_scalars(work_dir: str | Path) -> list[dict]:
+    """Reads the log of the most recent start of a run; returns one dict per log entry, in order.
+
+    Raises:
+        InputError: There is no log, or it is not valid JSON.
+    """
+    return _read_rows(_log_files(work_dir)[-1])
+
+
+def _log_files(work_dir: str | Path) -> list[Path]:
+    """Returns the log of each start of a run, at least one, in chronological order."""
+    # The parent directories are named after the start time, so their names sort in chronological order.
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise InputError(f'{work_dir}: no */vis_data/scalars.json found; pass the work directory of tools/train.py')
+    return files
 
 
 def _read_rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    """Reads one log. An invalid last line is skipped: a run that was killed may leave an incomplete one."""
+    lines = [line for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise InputError(f'{file}: not a log of scalars, line {number} is not JSON ({error})') from None
+    return rows

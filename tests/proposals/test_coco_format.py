@@ -7,6 +7,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from ccop_mm.proposals import ProposalStore, export_coco, import_coco, load_proposals
+from ccop_mm.proposals.coco_format import DROPPED_KEY
 from ccop_mm.utils.errors import InputError
 
 METADATA = {'method': 'random', 'seed': 3}
@@ -120,3 +121,27 @@ def test_invalid_jsons_are_rejected(coco_folder):
     assert_rejected('"image_id": 4}', import_coco, path, coco_folder / 'annotations.json')
     path.write_text('[1, 2')
     assert_rejected('is not JSON', import_coco, path)
+
+
+@pytest.mark.parametrize('value', ['NaN', 'Infinity', '-Infinity', '1e39'])  # the last is infinite in float32
+@pytest.mark.parametrize('position', range(4))
+def test_boxes_that_are_not_finite_are_dropped(coco_folder, value, position):
+    path = coco_folder / 'annotations.json'
+    content = json.loads(path.read_text())
+    content['annotations'].insert(1, {'image_id': 4, 'bbox': ['VALUE' if i == position else 5 for i in range(4)]})
+    path.write_text(json.dumps(content).replace('"VALUE"', value))
+    store = import_coco(path)
+    assert store.boxes(4).tolist() == [[i, 2, i + 10, 22.5] for i in range(3)]
+    assert store.metadata[DROPPED_KEY] == 1
+    assert export_coco(store, coco_folder / 'again.json') == 0
+    assert import_coco(coco_folder / 'again.json').metadata == store.metadata
+
+
+def test_stored_boxes_that_are_not_finite_are_left_out_of_the_export_and_not_trained(tmp_path):
+    boxes = np.array([[0, 0, 5, 5], [np.nan, 0, 5, 5], [0, 0, np.inf, 5.5]], np.float32)
+    entries = [(3, 'a.jpg', (9, 9), []), (4, 'b.jpg', (9, 9), boxes), (5, 'c.jpg', (9, 9), boxes[:1])]
+    store = ProposalStore(entries)
+    assert export_coco(store, tmp_path / 'x.json') == 2
+    assert import_coco(tmp_path / 'x.json').boxes(4).tolist() == [[0, 0, 5, 5]]
+    store.save(tmp_path / 'x.npz')
+    assert_rejected('x.npz .*2 .*nan.*image id 4', load_proposals, tmp_path / 'x.npz')

@@ -62,3 +62,14 @@ def test_missing_image_becomes_a_reason(image_file):
     image_file.path.unlink()
     record = propose_image(image_file, ProposalSettings())
     assert (record.reason, record.num_bytes, file_size(image_file)) == ('the file does not exist', -1, -1)
+
+
+def test_bits_of_a_16_bit_image_are_counted(image_file, scene):
+    assert propose_image(image_file, ProposalSettings()).value_bits == 0
+    cv2.imwrite(str(image_file.path), scene(3).astype(np.uint16) << 4)
+    record = propose_image(image_file, ProposalSettings())
+    assert record.value_bits == 12
+    values = json.loads(json.dumps(record.to_json()))
+    assert ImageRecord.from_json(values).value_bits == 12
+    del values['value_bits']  # of an unfinished run of an earlier release
+    assert ImageRecord.from_json(values).value_bits == 0

@@ -1,4 +1,4 @@
-"""Proposals of version 0.1.0: its file is read, and generated again byte for byte."""
+"""Proposals of the first version (tests/data/v0.1.0/): the file is read, and generated again byte for byte."""
 
 import json
 import shutil

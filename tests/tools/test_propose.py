@@ -1,7 +1,6 @@
 """Command line of tools/propose.py."""
 
 import dataclasses
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,20 +24,9 @@ TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'propose.py'
 
 
 @pytest.fixture
-def propose_tool(capsys):
+def propose_tool(call_tool):
     """``propose_tool(*arguments) -> (exit code, stdout, stderr)``."""
-    spec = importlib.util.spec_from_file_location('propose_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def call(*arguments):
-        try:
-            code = tool.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return call
+    return partial(call_tool, 'propose.py')
 
 
 @pytest.fixture
@@ -86,14 +75,11 @@ def test_random_boxes_ground_truth_and_text_files(propose_tool, images, annotati
     out = tmp_path / 'x.npz'
     assert propose_tool(images, '--out', out, '--workers', 1, '--method', 'random', '--seed', 3)[0] == 0
     assert {'method': 'random', 'seed': 3}.items() <= ProposalStore.load(out).metadata.items()
-    assert (
-        propose_tool(annotations, '--image-root', images, '--out', out, '--workers', 1, '--method', 'ground-truth')[0]
-        == 0
-    )
+    options = ('--image-root', images, '--out', out, '--workers', 1, '--method', 'ground-truth', '--overwrite')
+    assert propose_tool(annotations, *options)[0] == 0
     assert ProposalStore.load(out).boxes(7).tolist() == [[17, 20, 57, 50]]
     listed = tmp_path / 'list.txt'
     listed.write_text('3.png\n7.png\n')
-    options = ('--image-root', images, '--out', out, '--workers', 1, '--method', 'ground-truth')
     assert propose_tool(listed, *options, '--annotations', annotations)[0] == 0
     assert len(ProposalStore.load(out)) == 2
     code, _, stderr = propose_tool(listed, *options)
@@ -265,3 +251,63 @@ def test_script_imports_neither_torch_nor_the_openmmlab_packages(images, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == '[]'
     assert len(ProposalStore.load(tmp_path / 'x.npz')) == 30
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'value'),
+    [
+        (('images', '--seed', 1), 'seed 0 (now 1)'),
+        (('images', '--method', 'ground-truth', '--annotations', 'instances.json'), 'method random (now ground-truth)'),
+        (('part', '--method', 'random'), '29 of its 30 '),
+        (('more', '--method', 'random'), '1 of the 31 '),
+        (('merge', '0.npz', '1.npz'), 'seed 0 (now 1)'),
+        (('import', 'instances.json'), 'method random (now ground-truth)'),
+    ],
+)
+def test_finished_files_are_kept_without_overwrite(propose_tool, images, annotations, monkeypatch, arguments, value):
+    monkeypatch.chdir(images.parent)
+    out = Path('x.npz')
+    assert propose_tool('images', '--out', out, '--workers', 1, '--method', 'random')[0] == 0
+    for part in range(2):
+        shard = ('--shard', f'{part}/2', '--seed', 1, '--method', 'random', '--workers', 1)
+        assert propose_tool('images', '--out', f'{part}.npz', *shard)[0] == 0
+    Path('part').mkdir()
+    shutil.copy(images / '0.png', 'part')
+    shutil.copytree(images, 'more')
+    shutil.copy(images / '0.png', 'more/new.png')
+    arguments = (*arguments, '--out', out, *(() if arguments[0] in ('merge', 'import') else ('--workers', 1)))
+    if '--seed' in arguments:
+        arguments += ('--method', 'random')
+    content = out.read_bytes()
+    code, stdout, stderr = propose_tool(*arguments)
+    assert (code, stdout) == (2, '')
+    assert stderr.startswith('error: x.npz ') and value in stderr and stderr.count('\n') == 1
+    assert out.read_bytes() == content and not Path('x.npz.partial').exists()
+    assert propose_tool(*arguments, '--overwrite')[0] == 0
+    assert out.read_bytes() != content
+
+
+def test_files_that_are_passed_over_are_counted_by_kind(propose_tool, images, tmp_path, monkeypatch):
+    monkeypatch.setattr('ccop_mm.utils.images._can_read_heif', lambda: False)
+    jpeg = cv2.imencode('.jpg', cv2.imread(str(images / '0.png')))[1].tobytes()
+    folder = tmp_path / 'mixed'
+    folder.mkdir()
+    for name in ('a.jpg', 'c.jfif', 'e'):
+        (folder / name).write_bytes(jpeg)
+    for name in ('b.HEIC', 'd.gif'):
+        (folder / name).write_bytes(b'\0')
+    os.symlink('a.jpg', folder / 'link.jpg')
+    code, stdout, _ = propose_tool(folder, '--out', tmp_path / 'x.npz', '--workers', 1, '--method', 'random')
+    assert code == 0 and 'images             2\n' in stdout
+    (line,) = (line for line in stdout.splitlines() if line.startswith('files passed over'))
+    assert all(kind in line for kind in ('1 .heic', '1 .gif', '1 without suffix', '1 linked twice', 'pillow-heif'))
+
+
+def test_boxes_that_are_not_finite_are_dropped_with_a_count(propose_tool, annotations, tmp_path):
+    content = json.loads(annotations.read_text())
+    content['annotations'].append({'image_id': 7, 'bbox': [float('nan'), 10, 50, 50]})
+    annotations.write_text(json.dumps(content))
+    code, stdout, _ = propose_tool('import', annotations, '--out', tmp_path / 'x.npz')
+    assert code == 0 and stdout.startswith('30 images, 30 boxes (1 ')
+    assert propose_tool('export', tmp_path / 'x.npz', '--out', tmp_path / 'x.json')[0] == 0
+    assert len(json.loads((tmp_path / 'x.json').read_text())['annotations']) == 30

@@ -1,3 +1,5 @@
+import argparse
+
 import pytest
 
 from ccop_mm.utils.errors import InputError, exit_on_input_error
@@ -49,3 +51,14 @@ def test_result_and_metadata_are_preserved():
 
     assert main(3, second=1) == 2
     assert (main.__name__, main.__doc__) == ('main', 'Subtracts two numbers.')
+
+
+def test_debug_option_keeps_the_traceback():
+    @exit_on_input_error
+    def run(args):
+        raise InputError('images: no such folder')
+
+    with pytest.raises(InputError, match='images'):
+        run(argparse.Namespace(debug=True))
+    with pytest.raises(SystemExit):
+        run(argparse.Namespace(debug=False))

@@ -1,18 +1,32 @@
 """Listing, ids and decoding of images."""
 
 import hashlib
+import io
 import json
 import os
+import sys
 
 import cv2
 import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from ccop_mm.datasets.load_image import decode_image as load_for_training
+from ccop_mm.datasets.load_image import fetch_image_bytes
 from ccop_mm.utils import images as images_module
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.images import UnreadableImageError, decode_image, image_id_from_path, list_images, load_image
+from ccop_mm.utils.images import (
+    LINK,
+    NO_SUFFIX,
+    UnreadableImageError,
+    count_value_bits,
+    decode_image,
+    format_passed_over,
+    image_id_from_path,
+    list_images,
+    load_image,
+)
 
 
 def write_json(path, images):
@@ -76,7 +90,7 @@ def test_names_that_are_not_valid_utf8_are_listed(tmp_path):
     assert image.image_id == int(hashlib.blake2b(b'caf\xe9.png', digest_size=32).hexdigest()[:12], 16)
 
 
-def test_colliding_ids_are_rejectedd(image_folder, monkeypatch, assert_rejected):
+def test_colliding_ids_are_rejected(image_folder, monkeypatch, assert_rejected):
     monkeypatch.setattr(images_module, 'image_id_from_path', lambda path: len(path) % 2)
     assert_rejected('have the same id', image_folder)
 
@@ -189,7 +203,7 @@ def test_image_is_loaded_as_by_the_training_pipeline(tmp_path, scene):
         ('.tiff', 'RGB', {}),
     ],
 )
-def test_truncated_images_are_rejectedd(tmp_path, scene, suffix, mode, options):
+def test_truncated_images_are_rejected(tmp_path, scene, suffix, mode, options):
     path = tmp_path / f'image{suffix}'
     Image.fromarray(scene(2)[..., ::-1].copy()).convert(mode).save(path, **options)
     content = path.read_bytes()
@@ -236,3 +250,168 @@ def test_files_that_are_not_images_are_rejected(tmp_path):
         prepare()
         with pytest.raises(UnreadableImageError, match=reason):
             load_image(path)
+
+
+@pytest.fixture
+def set_heif_package(monkeypatch):
+    """``set_heif_package(module)`` replaces pillow-heif; None: it is not installed."""
+
+    def replace(module):
+        monkeypatch.setitem(sys.modules, 'pillow_heif', module)
+        images_module._can_read_heif.cache_clear()
+
+    yield replace
+    images_module._can_read_heif.cache_clear()
+
+
+def test_other_image_files_of_a_folder_are_counted_by_kind(tmp_path, scene, set_heif_package):
+    set_heif_package(None)
+    jpeg = cv2.imencode('.jpg', scene(1))[1].tobytes()
+    for name in ('a.jpg', 'c.jfif', 'C2.JFIF', 'e', 'sub/f', 'sub/f2.JPG'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg)
+    for name in (
+        'b.HEIC',
+        'b2.heif',
+        'd.gif',
+        'sub/d.GIF',
+        'x.cr2',
+        'notes.txt',
+        'LICENSE',
+        'labels.json',
+        '.hidden.gif',
+    ):
+        (tmp_path / name).write_bytes(b'no image')
+    os.mkfifo(tmp_path / 'pipe')
+    images = list_images(tmp_path)
+    assert sorted(image.file_name for image in images) == ['C2.JFIF', 'a.jpg', 'c.jfif', 'sub/f2.JPG']
+    assert images.passed_over == {'.heic': 1, '.heif': 1, '.gif': 2, '.cr2': 1, NO_SUFFIX: 2}
+    text = format_passed_over(images.passed_over)
+    assert text.startswith('2 .gif, 2 without suffix, 1 .cr2, ') and 'pillow-heif' in text
+    assert 'pillow-heif' not in format_passed_over({'.gif': 2}) and format_passed_over({}) == ''
+    np.testing.assert_array_equal(load_image(tmp_path / 'c.jfif')[0], load_image(tmp_path / 'a.jpg')[0])
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.tiff', '.webp', '.bmp'])
+def test_images_without_suffix_are_recognized(tmp_path, scene, suffix):
+    cv2.imwrite(str(tmp_path / f'x{suffix}'), scene(1))
+    (tmp_path / f'x{suffix}').rename(tmp_path / 'x')
+    (tmp_path / 'a.jpg').touch()
+    assert list_images(tmp_path).passed_over == {NO_SUFFIX: 1}
+
+
+def test_folder_of_other_image_files_only(tmp_path, assert_rejected):
+    (tmp_path / 'a.gif').touch()
+    assert_rejected('1 .gif', tmp_path)
+
+
+def test_images_found_through_several_links_are_listed_once(image_folder, tmp_path):
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (image_folder / 'scene_0.png').rename(elsewhere / 'far.png')
+    os.symlink(elsewhere, image_folder / 'link_2')
+    os.symlink(elsewhere, image_folder / 'link_1')
+    os.symlink(image_folder / 'a', image_folder / '0_same_folder')
+    os.symlink(image_folder / 'scene_1.png', image_folder / '0_same_file.png')
+    os.symlink(elsewhere / 'far.png', image_folder / 'near.png')
+    os.symlink(tmp_path / 'gone.png', image_folder / 'broken.png')
+    images = list_images(image_folder)
+    expected = [
+        'a/b/scene_6.png',
+        'a/scene_5.png',
+        'broken.png',
+        'link_1/far.png',
+        *(f'scene_{i}.png' for i in range(1, 5)),
+    ]
+    assert sorted(image.file_name for image in images) == expected
+    assert images.passed_over == {LINK: 5}
+    # A folder that is a link itself.
+    os.symlink(image_folder, tmp_path / 'alias')
+    assert sorted(image.file_name for image in list_images(tmp_path / 'alias')) == expected
+
+
+def test_other_sources_pass_no_file_over(image_folder, tmp_path):
+    (image_folder / 'x.gif').touch()
+    (image_folder / 'list.txt').write_text('scene_1.png\n')
+    assert list_images(image_folder / 'list.txt').passed_over == {}
+    json_file = write_json(tmp_path / 'x.json', [{'id': 0, 'file_name': 'scene_1.png'}])
+    assert list_images(json_file, image_folder).passed_over == {}
+
+
+#: Start of a HEIF file.
+HEIF_HEADER = b'\0\0\0\x18ftypheic\0\0\0\0'
+
+
+def test_heif_requires_a_package(set_heif_package):
+    set_heif_package(None)
+    for content in (HEIF_HEADER, HEIF_HEADER.replace(b'heic', b'mif1')):
+        with pytest.raises(UnreadableImageError, match='pillow-heif'):
+            decode_image(content)
+    with pytest.raises(UnreadableImageError, match='not a whole image'):
+        decode_image(HEIF_HEADER.replace(b'heic', b'avif'))
+
+
+def test_heif_is_decoded_by_pillow(tmp_path, scene, monkeypatch, set_heif_package):
+    """With a stand-in for the package, whose files are a HEIF header followed by a PNG file."""
+
+    class StandIn:
+        @staticmethod
+        def register_heif_opener():
+            def open_png(file, name):
+                file.seek(len(HEIF_HEADER))
+                return PngImagePlugin.PngImageFile(io.BytesIO(file.read()))
+
+            monkeypatch.setattr(Image, 'ID', [*Image.ID, 'STANDIN'])
+            monkeypatch.setitem(Image.OPEN, 'STANDIN', (open_png, lambda prefix: prefix[4:12] == b'ftypheic'))
+
+    set_heif_package(StandIn)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(scene(3)[..., ::-1].copy()).save(buffer, 'PNG', exif=exif)
+    (tmp_path / 'x.HEIC').write_bytes(HEIF_HEADER + buffer.getvalue())
+    images = list_images(tmp_path)
+    assert [image.file_name for image in images] == ['x.HEIC'] and images.passed_over == {}
+    expected = np.rot90(scene(3), -1)
+    np.testing.assert_array_equal(load_image(images[0].path)[0], expected)
+    np.testing.assert_array_equal(load_for_training(fetch_image_bytes(str(images[0].path))), expected)
+    reduced = decode_image(images[0].path.read_bytes(), cv2.IMREAD_REDUCED_COLOR_4)
+    assert reduced.shape == (24, 18, 3)
+    with pytest.raises(UnreadableImageError, match='truncated or damaged'):
+        decode_image(images[0].path.read_bytes()[:-400])
+
+
+def test_heif_of_the_package(tmp_path, scene):
+    pillow_heif = pytest.importorskip('pillow_heif')
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(scene(3)[..., ::-1].copy())
+    upright.save(tmp_path / 'x.heic', quality=100, exif=exif.tobytes())
+    (image,) = list_images(tmp_path)
+    loaded, _ = load_image(image.path)
+    assert loaded.shape == (96, 72, 3)
+    assert np.abs(loaded.astype(int) - np.rot90(scene(3), -1)).mean() < 8  # of noise and subsampled chroma
+    np.testing.assert_array_equal(load_for_training(fetch_image_bytes(str(image.path))), loaded)
+    (tmp_path / 'cut.heic').write_bytes(image.path.read_bytes()[:-400])
+    with pytest.raises(UnreadableImageError):
+        load_image(tmp_path / 'cut.heic')
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tiff'])
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 15, 16])
+def test_bits_of_values_in_16_bits(scene, suffix, bits):
+    image = scene(3).astype(np.uint16)
+    image[0, 0] = 255  # the largest value
+    image <<= bits - 8
+    for stored in (image, image[..., 0], np.dstack([image, np.full_like(image[..., 0], 65535)])):
+        content = cv2.imencode(suffix, stored)[1].tobytes()
+        assert count_value_bits(content) == bits
+
+
+def test_other_images_have_no_value_bits(scene):
+    for suffix in ('.png', '.tiff', '.jpg', '.webp'):
+        assert count_value_bits(cv2.imencode(suffix, scene(1))[1].tobytes()) == 0
+    black = np.zeros((9, 9), np.uint16)
+    for content in (cv2.imencode('.png', black)[1].tobytes(), b'', b'\x89PNG', b'II*\0damaged'):
+        assert count_value_bits(content) == 0
+    assert count_value_bits(cv2.imencode('.tiff', scene(1).astype(np.float32))[1].tobytes()) == 0

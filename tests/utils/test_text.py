@@ -1,6 +1,6 @@
 import pytest
 
-from ccop_mm.utils.text import format_truncated, single_line
+from ccop_mm.utils.text import format_duration, format_truncated, single_line
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,19 @@ def test_format_truncated_with_limit_and_separator():
 )
 def test_single_line(error, expected):
     assert single_line(error) == expected
+
+
+@pytest.mark.parametrize(
+    'seconds, expected',
+    [
+        (0.2, '0 s'),
+        (59.4, '59 s'),
+        (59.6, '1 min'),
+        (3599, '1 h 0 min'),
+        (11_100, '3 h 5 min'),
+        (86_399, '1 d 0 h'),
+        (198_000, '2 d 7 h'),
+    ],
+)
+def test_format_duration(seconds, expected):
+    assert format_duration(seconds) == expected

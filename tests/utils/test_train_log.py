@@ -4,7 +4,7 @@ import os
 import pytest
 
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.train_log import read_scalars, read_training_log
+from ccop_mm.utils.train_log import read_log_entries, read_scalars, read_training_log
 
 
 def write(work_dir, name, rows):
@@ -29,15 +29,27 @@ def test_missing_empty_and_invalid_logs(tmp_path):
     path = write(tmp_path, 'a', [])
     with pytest.raises(InputError, match=f'{tmp_path}: .*empty'):
         read_training_log(tmp_path)
-    path.write_text('{"step": 1')
-    with pytest.raises(InputError, match=rf'{path}: '):
-        read_training_log(tmp_path)
+    for reader in (read_training_log, read_log_entries, read_scalars):
+        path.write_text('{"step": 1\n{"step": 2, "loss": 1.0}\n')
+        with pytest.raises(InputError, match=rf'{path}: .*line 1 '):
+            reader(tmp_path)
+        with pytest.raises(InputError, match=rf'{tmp_path}/absent: .*scalars\.json'):
+            reader(tmp_path / 'absent')
+
+
+def test_incomplete_last_line_of_a_killed_run_is_skipped(tmp_path):
+    path = write(tmp_path, 'a', rows := [dict(step=1, loss=2.0), dict(step=2, loss=1.0)])
+    with path.open('a') as file:
+        file.write('{"step": 3, "lo')
+    assert read_log_entries(tmp_path) == read_scalars(tmp_path) == rows
+    assert [part.tolist() for part in read_training_log(tmp_path)['loss']] == [[1, 2], [2, 1]]
 
 
 def test_scalars_are_those_of_the_most_recent_start(tmp_path):
     old, new = [dict(step=1, loss=2.0)], [dict(step=1, loss=1.0), dict(step=2, loss=0.5, time=0.1)]
-    # The modification time decides, not the name.
-    for name, rows, time in (('b', old, 1000), ('a', new, 2000)):
+    # The name, which is the start time, decides, not the modification time, which copying changes.
+    for name, rows, time in (('20260101_000000', old, 2000), ('20260101_010000', new, 1000)):
         path = write(tmp_path, name, rows)
         os.utime(path, (time, time))
     assert read_scalars(tmp_path) == new
+    assert read_log_entries(tmp_path) == old + new

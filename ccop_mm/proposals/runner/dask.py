@@ -22,26 +22,34 @@ Result = TypeVar('Result')
 
 
 def map_on_dask(
-    function: Callable[[Item], Result], items: Sequence[Item], address: str, patience: float = PATIENCE
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    address: str,
+    patience: float = PATIENCE,
+    on_killed: Callable[[Item], Result] | None = None,
 ) -> Iterator[Result]:
     """Connects to a Dask cluster and yields ``function(item)`` for each item, in the order of completion.
 
     Items of a worker that dies are given to another one, until several workers have died on the same item (setting
-    ``distributed.scheduler.allowed-failures``). Workers may join and leave at any time.
+    ``distributed.scheduler.allowed-failures``). This includes items that only waited on these workers. Such items are
+    therefore processed again at the end, one at a time. Workers may join and leave at any time.
 
     Args:
         function (Callable): Function of one item that the workers can import.
         items (Sequence): Items, started in this order. Only a few per worker thread are submitted at a time.
             ``str(item)`` names an item in messages.
         address (str): Address of the scheduler, such as ``tcp://head:8786``.
-        patience (float): Seconds to wait for the scheduler, and for its first worker.
+        patience (float): Seconds to wait for the scheduler, and for a worker if there is none.
+        on_killed (Callable, optional): Returns the result of an item on which several workers died although it was the
+            only one. By default it ends the run.
 
     Raises:
         InputError: If ``distributed`` is not installed, the scheduler cannot be reached or is lost, no worker joins, an
-            item fails on several workers, or a worker has another version of this package or of OpenCV.
+            item kills several workers and there is no ``on_killed``, or a worker has another version of this package or
+            of OpenCV.
     """
     client = _connect(address, patience, needs_worker=bool(items))
-    return _results(client, function, items, address)
+    return _results(client, function, items, address, patience, on_killed)
 
 
 def _connect(address: str, patience: float, needs_worker: bool) -> 'Client':
@@ -53,23 +61,36 @@ def _connect(address: str, patience: float, needs_worker: bool) -> 'Client':
         client = Client(address, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f'no Dask scheduler answers at {address}: {single_line(error)}') from None
-    try:
-        if needs_worker:
-            client.wait_for_workers(1, timeout=patience)
-    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-        client.close()
-        raise InputError(f'the scheduler {address} has had no worker for {patience} s: start workers') from None
+    if needs_worker:
+        try:
+            _wait_for_worker(client, address, patience)
+        except InputError:
+            client.close()
+            raise
     return client
 
 
+def _wait_for_worker(client: 'Client', address: str, patience: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+        raise InputError(f'the scheduler {address} has had no worker for {patience} s: start workers') from None
+
+
 def _results(
-    client: 'Client', function: Callable[[Item], Result], items: Sequence[Item], address: str
+    client: 'Client',
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    address: str,
+    patience: float,
+    on_killed: Callable[[Item], Result] | None,
 ) -> Iterator[Result]:
     from distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
     remaining, versions = iter(items), (__version__, cv2.__version__)
     item_by_key: dict[Any, Item] = {}
+    suspects: list[Item] = []
     with client:
         finished = as_completed(loop=client.loop)
 
@@ -87,11 +108,21 @@ def _results(
                 try:
                     result = future.result()
                 except KilledWorker:
-                    raise InputError(
-                        f'{item}: several workers died while processing it; finished items are kept'
-                    ) from None
-                yield result
+                    suspects.append(item)
+                else:
+                    yield result
                 submit()
+            for item in suspects:
+                _wait_for_worker(client, address, patience)
+                try:
+                    result = client.submit(_run_on_worker, function, item, versions, pure=False).result()
+                except KilledWorker:
+                    if on_killed is None:
+                        raise InputError(
+                            f'{item}: several workers died while processing it; finished items are kept'
+                        ) from None
+                    result = on_killed(item)
+                yield result
         except (FutureCancelledError, OSError) as error:
             raise InputError(
                 f'the connection to the scheduler {address} was lost ({single_line(error)}); finished items are kept: '

@@ -43,7 +43,10 @@ class Journal:
         found = next(lines, None)
         if found is not None and found != header:
             self.close()
-            raise InputError(_header_difference(self.path, found, header))
+            raise InputError(
+                f'{self.path} was started with {format_difference(found, header)}: repeat that command to finish it, '
+                'or write to another file'
+            )
         #: list: Decoded records of an earlier run, in the order in which they were appended.
         self.records = list(map(decode, lines))
         self._file.truncate(self._end)
@@ -94,8 +97,7 @@ def _checksum(payload: bytes) -> bytes:
     return hashlib.blake2b(payload, digest_size=8).hexdigest().encode()
 
 
-def _header_difference(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Formats the keys in which two headers differ."""
+def format_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Formats the keys in which two dicts differ, '' if there are none."""
     keys = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
-    differences = ', '.join(f'{key} {found.get(key)} (now {expected.get(key)})' for key in keys)
-    return f'{path} was started with {differences}: repeat that command, or delete the file to start from scratch'
+    return ', '.join(f'{key} {found.get(key)} (now {expected.get(key)})' for key in keys)

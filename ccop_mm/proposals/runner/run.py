@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ccop_mm.proposals.candidates import require_engine
 from ccop_mm.proposals.ground_truth import annotate
 from ccop_mm.proposals.image_record import ImageRecord, file_size, propose_image
 from ccop_mm.proposals.runner.dask import map_on_dask
+from ccop_mm.proposals.runner.finished_file import check_replaceable
 from ccop_mm.proposals.runner.journal import Journal
 from ccop_mm.proposals.runner.local import map_unordered
 from ccop_mm.proposals.runner.shards import Shard
@@ -24,6 +25,9 @@ from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import ImageFile
 from ccop_mm.version import __version__
+
+#: A 16-bit image whose values need at most this number of bits is named in the summary.
+LOW_BITS = 14
 
 
 def generate_proposals(
@@ -35,6 +39,7 @@ def generate_proposals(
     shard: str | None = None,
     annotations: str | Path | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Summary:
     """Generates the proposals file of a list of images.
@@ -44,7 +49,8 @@ def generate_proposals(
 
     Args:
         images (Sequence[ImageFile]): Result of :func:`~ccop_mm.proposals.list_images`.
-        out (str | Path): File to write; an existing file is replaced once the new one is complete.
+        out (str | Path): File to write. An existing file of the same images and settings is replaced once the new one
+            is complete.
         workers (int | None): Number of processes; 1 runs in the calling process. Defaults to the number of cores.
         scheduler (str | None): Address of a Dask scheduler, to run on its workers instead. The images must have the
             same paths there.
@@ -52,14 +58,15 @@ def generate_proposals(
             :func:`~ccop_mm.proposals.runner.shards.merge`.
         annotations (str | Path | None): COCO json with ground-truth boxes, required by the method ``'ground-truth'``.
         progress (bool): Whether to show a progress bar on stderr.
+        overwrite (bool): Whether a file of other images or settings may be replaced, too.
         **settings: Fields of :class:`~ccop_mm.proposals.settings.ProposalSettings`.
 
     Returns:
         Summary: Statistics of the run.
 
     Raises:
-        InputError: If a setting is invalid, ``out`` cannot be written, a worker dies, the scheduler is lost, or
-            ``OUT.partial`` is in use or belongs to other settings or images.
+        InputError: If a setting is invalid, ``out`` cannot be written, a worker dies, the scheduler is lost, or ``out``
+            or ``OUT.partial`` is in use or belongs to other settings or images.
     """
     started = time.perf_counter()
     out = Path(out)
@@ -77,12 +84,14 @@ def generate_proposals(
             f'the method ground-truth requires annotations and no other method accepts them, got the method '
             f'{proposal_settings.method} and annotations {annotations}'
         )
+    passed_over = getattr(images, 'passed_over', {})
     if annotations is not None:
         images, metadata['annotations'] = annotate(images, annotations)
     if shard is not None:
         part = Shard.parse(shard)
         metadata['shard'] = part.to_json(images)
         images = part.select(images)
+    check_replaceable(out, (image.file_name for image in images), metadata, overwrite)
     journal = Journal(f'{out}.partial', metadata, ImageRecord.from_json)
     records = None
     try:
@@ -96,13 +105,13 @@ def generate_proposals(
         if scheduler is None:
             results = map_unordered(process, todo, _num_cores() if workers is None else workers)
         else:
-            results = map_on_dask(process, todo, scheduler)
+            results = map_on_dask(process, todo, scheduler, on_killed=_killed_record)
         with _progress_bar(len(images), num_resumed, progress) as bar:
             for record in results:
                 journal.append(record.to_json())
                 records[record.image_id] = record
                 bar.update()
-        summary = _write_store(records, metadata, out, num_resumed, started)
+        summary = _write_store(records, metadata, out, num_resumed, started, passed_over)
         journal.remove()
     finally:
         if records == {}:  # nothing was processed, for example because the scheduler was not reachable
@@ -120,15 +129,26 @@ def _records_to_resume(journal: Journal, images: Sequence[ImageFile]) -> dict[in
         if image is None or image.file_name != record.file_name:
             raise InputError(
                 f'{journal.path} contains {record.file_name}, which is not among the images: '
-                'repeat that command, or delete the file to start from scratch'
+                'repeat that command to finish it, or write to another file'
             )
         if record.num_bytes == file_size(image):
             records[record.image_id] = record
     return records
 
 
+def _killed_record(image: ImageFile) -> ImageRecord:
+    """Returns the record of an image that kills the workers that process it."""
+    reason = 'workers died while processing it, possibly because memory ran out'
+    return ImageRecord(image.image_id, image.file_name, file_size(image), reason=reason)
+
+
 def _write_store(
-    records: dict[int, ImageRecord], metadata: dict[str, Any], out: Path, num_resumed: int, started: float
+    records: dict[int, ImageRecord],
+    metadata: dict[str, Any],
+    out: Path,
+    num_resumed: int,
+    started: float,
+    passed_over: Mapping[str, int],
 ) -> Summary:
     """Writes the proposals file of all records and returns the statistics of the run."""
     usable, entries, skipped = [], [], {}
@@ -140,7 +160,9 @@ def _write_store(
             entries.append((record.image_id, record.file_name, record.size, record.boxes))
     digests = {record.image_id: record.digest for record in usable}
     ProposalStore(entries, skipped, metadata, digests).save(out)
-    return Summary(out, usable, skipped, num_resumed, time.perf_counter() - started)
+    low_depth = {record.file_name: record.value_bits for record in usable if 0 < record.value_bits <= LOW_BITS}
+    seconds = time.perf_counter() - started
+    return Summary(out, usable, skipped, num_resumed, seconds, low_depth, passed_over)
 
 
 def _num_cores() -> int:

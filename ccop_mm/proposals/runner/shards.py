@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ccop_mm.proposals.runner.finished_file import check_replaceable
 from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import ImageFile
@@ -59,7 +60,7 @@ class Shard:
         return {'index': self.index, 'count': self.count, LIST_DIGEST_KEY: _digest(images)}
 
 
-def merge(paths: Sequence[str | Path], out: str | Path) -> ProposalStore:
+def merge(paths: Sequence[str | Path], out: str | Path, overwrite: bool = False) -> ProposalStore:
     """Merges the shards of a set of images, or the proposals files of several sets, into one file.
 
     The file merged from all shards of a set is byte-identical to that of a run without shards.
@@ -67,21 +68,25 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> ProposalStore:
     Args:
         paths (Sequence[str | Path]): Proposals files generated with the same settings that have no image in common.
         out (str | Path): File to write.
+        overwrite (bool): Whether an existing file of other images or settings may be replaced.
 
     Returns:
         ProposalStore: The merged proposals.
 
     Raises:
-        InputError: If a file is invalid, a shard is missing or given twice, or the files do not belong together.
+        InputError: If a file is invalid, a shard is missing or given twice, the files do not belong together, or
+            ``out`` contains proposals of other images or settings.
     """
     stores = {str(path): ProposalStore.load(path) for path in paths}
     if len(stores) < len(paths):
-        raise InputError(f'a file is given twice: {format_truncated([str(path) for path in paths])}')
+        twice = next(path for path in stores if [str(given) for given in paths].count(path) > 1)
+        raise InputError(f'{twice} is given twice: pass each file once')
     metadata = _common_metadata(stores)
     _check_disjoint(stores)
     entries = [entry for store in stores.values() for entry in store.entries()]
     skipped = {name: reason for store in stores.values() for name, reason in store.skipped.items()}
     digests = {image_id: store.digest(image_id) for store in stores.values() for image_id in store.image_ids.tolist()}
+    check_replaceable(out, [*(entry[1] for entry in entries), *skipped], metadata, overwrite)
     merged = ProposalStore(entries, skipped, metadata, digests)
     merged.save(out)
     return merged
@@ -95,7 +100,7 @@ def _common_metadata(stores: Mapping[str, ProposalStore]) -> dict[str, Any]:
             if reference.get(key) != metadata.get(key):
                 raise InputError(
                     f'{first} and {path} were generated differently: {key} is {reference.get(key)} and '
-                    f'{metadata.get(key)}'
+                    f'{metadata.get(key)}: generate both with the same settings'
                 )
     shards = {path: store.metadata.get('shard') for path, store in stores.items()}
     if any(shards.values()):
@@ -122,7 +127,9 @@ def _check_complete(shards: Mapping[str, dict[str, Any] | None]) -> None:
     count = reference['count'] if reference else 0
     missing = [f'{index}/{count}' for index in range(count) if index not in path_by_index]
     if missing:
-        raise InputError(f'{len(missing)} of {count} shards are missing: {format_truncated(missing, limit=10)}')
+        raise InputError(
+            f'{len(missing)} of {count} shards are missing: {format_truncated(missing, limit=10)}: run them first'
+        )
 
 
 def _check_disjoint(stores: Mapping[str, ProposalStore]) -> None:
@@ -133,7 +140,7 @@ def _check_disjoint(stores: Mapping[str, ProposalStore]) -> None:
         for key in [*store.image_ids.tolist(), *names, *store.skipped]:
             if owners.setdefault(key, path) != path:
                 what = f'the image {key}' if isinstance(key, str) else f'the image id {key}'
-                raise InputError(f'{owners[key]} and {path} both contain {what}')
+                raise InputError(f'{owners[key]} and {path} both contain {what}: merge files without common images')
 
 
 def _digest(images: Sequence[ImageFile]) -> str:

@@ -1,12 +1,13 @@
 """Statistics of a run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ccop_mm.proposals.image_record import ImageRecord
+from ccop_mm.utils.images import format_passed_over
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Summary:
         skipped (dict[str, str]): File name -> reason, of the images that could not be used.
         resumed (int): Number of images that an earlier, interrupted run had finished.
         seconds (float): Wall-clock time of this run.
+        low_depth (Mapping[str, int]): File name -> number of bits, of the 16-bit images that are read as nearly black
+            because their values need fewer bits.
+        passed_over (Mapping[str, int]): Number of files of the folder by kind that look like images but were not read.
     """
 
     path: Path
@@ -26,6 +30,8 @@ class Summary:
     skipped: dict[str, str]
     resumed: int
     seconds: float
+    low_depth: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def empty(self) -> list[str]:
@@ -37,6 +43,16 @@ class Summary:
         reasons = [f'{name}: {reason}' for name, reason in sorted(self.skipped.items())]
         lines += [f'  skipped          {len(self.skipped)}', *indented_lines(reasons)]
         lines += [f'  without boxes    {len(self.empty)}', *indented_lines(self.empty)]
+        if self.low_depth:
+            names = [f'{name}: {bits} bits' for name, bits in sorted(self.low_depth.items())]
+            lines += [
+                f'  WARNING          {len(self.low_depth)} 16-bit images contain at most 14 bits and are read as '
+                'nearly black: convert them to 8 bits',
+                *indented_lines(names),
+            ]
+        if self.passed_over:
+            number = sum(self.passed_over.values())
+            lines.append(f'files passed over  {number}: {format_passed_over(self.passed_over)}')
         if self.records:
             candidates, filtered, merged = np.mean([record.counts for record in self.records], axis=0)
             kept = np.mean([0 if record.boxes is None else len(record.boxes) for record in self.records])

@@ -142,7 +142,7 @@ class Histograms:
     def colors(self, index: int, count: int) -> np.ndarray:
         """Computes (V, C * 25) float32 normalized histograms of the ``count`` segments of segmentation ``index``."""
         labels = np.ascontiguousarray(self.labels_of_piece[:, index])
-        counts = np.hstack([gather(counts, labels, count) for counts in self._piece_colors]).astype(np.float32)
+        counts = np.hstack([sum_by_label(counts, labels, count) for counts in self._piece_colors]).astype(np.float32)
         # OpenCV sums floats one after the other, which rounds in segments of more than 2^24 / 3 pixels.
         return counts / np.cumsum(counts, axis=1)[:, -1:]
 
@@ -151,7 +151,7 @@ class Histograms:
         labels = np.ascontiguousarray(self.labels_of_piece[:, index])
         counts = np.hstack(
             [
-                split_signs(gather(counts, labels, count), channel.texture_bins[1])
+                split_signs(sum_by_label(counts, labels, count), channel.texture_bins[1])
                 for counts, channel in zip(self._piece_textures, self.channels, strict=True)
             ]
         )
@@ -232,7 +232,7 @@ def count_bins(labels: np.ndarray, bins: np.ndarray, num_labels: int, num_bins: 
 
 
 @kernel('int32[:, ::1](int32[:, :, ::1], int32[::1], int64)')
-def gather(counts: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarray:
+def sum_by_label(counts: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarray:
     """Sums the histograms (C, A, B) int32 of pieces with the same label (A,) int32; returns (V, C * B) int32."""
     channels, pieces, bins = counts.shape
     sums = np.zeros((num_labels, channels * bins), np.int32)

@@ -30,7 +30,12 @@ def cluster():
         # An item fails after the second worker instead of the fourth, because a new worker takes seconds to start.
         dask.config.set({'distributed.scheduler.allowed-failures': 1}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=':0', silence_logs=logging.CRITICAL
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=':0',
+            silence_logs=logging.CRITICAL,
+            env={'CCOP_MM_LAZY': '1'},
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
@@ -127,3 +132,12 @@ def test_item_that_kills_its_workers_is_named(cluster):
     killer = '__import__("os").kill(__import__("os").getpid(), 9)'
     with pytest.raises(InputError, match=re.escape(killer)):
         list(map_on_dask(eval, [killer], cluster.scheduler_address))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
+def test_item_that_kills_its_workers_is_skipped_and_all_others_done(cluster):
+    killer = '__import__("os").kill(__import__("os").getpid(), 9)'
+    items = ['1', killer, '2', '3']
+    results = list(map_on_dask(eval, items, cluster.scheduler_address, on_killed=lambda item: f'killed by {item}'))
+    assert sorted(results, key=str) == [1, 2, 3, f'killed by {killer}']

@@ -20,7 +20,7 @@ from PIL import Image
 from ccop_mm.datasets import LoadUnlabeledImage
 from ccop_mm.proposals import ProposalStore, generate_proposals, image_id_from_path, list_images, propose
 from ccop_mm.proposals.candidates import random_boxes
-from ccop_mm.proposals.runner import local
+from ccop_mm.proposals.runner import local, run
 from ccop_mm.proposals.runner.journal import Journal
 from ccop_mm.proposals.selection import filter_boxes, merge_boxes, sample_boxes
 from ccop_mm.utils.boxes import pairwise_iou
@@ -349,6 +349,30 @@ def test_skipped_images_are_stored_with_the_reason(tmp_path, scene):
     assert store.skipped == summary.skipped
     assert {name: store.skipped[name] for name in expected} == expected
     assert len(store) == 1 + readable
+
+
+def test_image_that_kills_dask_workers_is_skipped_and_named(image_folder, tmp_path, monkeypatch):
+    def kill_on_first(function, items, address, on_killed):
+        yield on_killed(items[0])
+        yield from map(function, items[1:])
+
+    monkeypatch.setattr(run, 'map_on_dask', kill_on_first)
+    summary = generate(image_folder, tmp_path / 'x.npz', scheduler='tcp://nowhere:1')
+    store = ProposalStore.load(tmp_path / 'x.npz')
+    ((name, reason),) = store.skipped.items()
+    assert len(store) == 6 and 'workers died' in reason
+    assert f'    {name}: {reason}' in str(summary).splitlines()
+
+
+def test_16_bit_images_of_12_bits_and_other_files_are_named(tmp_path, scene):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    cv2.imwrite(str(folder / 'twelve.png'), scene(8).astype(np.uint16) << 4)
+    cv2.imwrite(str(folder / 'sixteen.png'), scene(8).astype(np.uint16) << 8)
+    (folder / 'x.gif').touch()
+    summary = generate(folder, tmp_path / 'x.npz', method='random')
+    assert (summary.low_depth, summary.passed_over) == ({'twelve.png': 12}, {'.gif': 1})
+    assert len(ProposalStore.load(tmp_path / 'x.npz')) == 2
 
 
 def test_seed_and_limits_reach_the_boxes(image_folder, tmp_path):

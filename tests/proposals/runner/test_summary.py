@@ -33,3 +33,14 @@ def test_no_usable_images_and_long_lists():
     assert [line for line in lines if line.startswith('    ')][-2:] == ['    09.jpg: empty', '    ... and 3 more']
     assert not any('per image' in line for line in lines)
     assert lines[-2] == 'seconds            0.5 (5 images were finished before)'
+
+
+def test_low_depth_and_other_files_are_named():
+    records = [record('b.png', 4, (100, 50, 10), (0.2, 0.1))]
+    low_depth, passed_over = {'b.png': 12}, {'.gif': 2, '.heic': 1}
+    lines = str(Summary('x.npz', records, {}, 0, 1.0, low_depth, passed_over)).splitlines()
+    (warning,) = (line for line in lines if 'WARNING' in line)
+    assert warning.split()[:2] == ['WARNING', '1']
+    assert lines[lines.index(warning) + 1] == '    b.png: 12 bits'
+    (line,) = (line for line in lines if line.startswith('files passed over'))
+    assert ' 3: 2 .gif, 1 .heic ' in line

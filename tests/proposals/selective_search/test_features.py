@@ -76,7 +76,7 @@ def test_counts_are_summed_over_pieces():
     rng = np.random.default_rng(0)
     bins = rng.integers(0, 5, (2, 1000)).astype(np.uint8)
     pieces, labels = rng.integers(0, 12, 1000).astype(np.int32), rng.integers(0, 4, 12).astype(np.int32)
-    counts = features.gather(features.count_bins(pieces, bins, 12, 5), labels, 4)
+    counts = features.sum_by_label(features.count_bins(pieces, bins, 12, 5), labels, 4)
     for v in range(4):
         inside = bins[:, labels[pieces] == v]
         np.testing.assert_array_equal(counts[v], np.concatenate([np.bincount(row, minlength=5) for row in inside]))
