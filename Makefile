@@ -2,6 +2,7 @@
 # make demo        run the four steps end to end on synthetic images
 # make test        run all tests            make test-fast   run the tests that are not marked slow
 # make lint        ruff, codespell, import-linter and mypy, as in CI
+# make clean       remove build files (work_dirs/ is kept)
 # Settings: VENV=.venv  STACK=onedl|openmmlab  PYTHON=python3  WHEELS=folder of wheels to prefer  DATA=COCO-style folder
 #           JOBS=number of test processes (default: one per core)
 VENV ?= .venv
@@ -44,4 +45,4 @@ format: env
 	@"$(VENV)/bin/ruff" format .
 
 clean:
-	rm -rf work_dirs build *.egg-info ccop_mm/.mim
+	rm -rf build *.egg-info ccop_mm/.mim

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from ccop_mm.models.box_jitter import interpolate, noise_iou, valid_noise
+from ccop_mm.models.box_jitter import interpolate, noise_iou, sample_valid_noise
 from ccop_mm.utils.file_io import atomic_write
 
 #: 256 images with 12 objects, 10 candidates each: a step of the paper's recipe.
@@ -64,10 +64,10 @@ def main() -> None:
     print('  t   tightened ms   plain ms   plain / tightened')
     for progress in (0.0, 0.5, 1.0):
         zeta, beta = interpolate((0.3, 1.0), progress), interpolate((0.8, 0.3), progress)
-        _, acceptance = valid_noise(count, zeta, beta, generator=generator)
+        _, acceptance = sample_valid_noise(count, zeta, beta, generator=generator)
         pairs = []
         for _ in range(args.repeats):
-            ours = milliseconds(lambda z, b: valid_noise(count, z, b, generator=generator), zeta, beta)
+            ours = milliseconds(lambda z, b: sample_valid_noise(count, z, b, generator=generator), zeta, beta)
             pairs.append((ours, milliseconds(plain_rejection, count, zeta, beta, acceptance, generator)))
         tightened, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(theirs / ours for ours, theirs in pairs)

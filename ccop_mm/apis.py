@@ -2,18 +2,18 @@
 
 The command-line tools under ``tools/`` do the same. The examples below run in order in one folder (tests/test_apis.py):
 ``my_images/`` contains images, ``instances.json`` is a COCO json with boxes of some of them, and ``my_ccop.py`` is a
-pre-training config that names ``my_images/`` and ``proposals.npz``.
+pre-training config that names ``my_images/`` and ``proposals.npz``. ``model`` and ``checkpoint`` come from earlier
+examples; ``detector_checkpoint`` is a checkpoint of ``my_detector.py``, a detector config.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ccop_mm.engine import launch
+from ccop_mm.engine.work_dir import claim_work_dir
 from ccop_mm.evaluation import (
     extract_object_features,
     knn_report,
@@ -46,6 +46,7 @@ def generate_proposals(
     workers: int | None = None,
     annotations: str | Path | None = None,
     progress: bool = True,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Summary:
     """Generates object proposals for a set of images and writes a proposals file.
@@ -59,13 +60,15 @@ def generate_proposals(
         workers (int, optional): Number of processes; one per core by default.
         annotations (str | Path, optional): COCO json with ground-truth boxes, for ``method='ground-truth'`` only.
         progress (bool): Show a progress bar on stderr.
+        overwrite (bool): Replace a finished file that contains proposals of other images or settings.
         **settings: Fields of :class:`ccop_mm.proposals.settings.ProposalSettings`, such as ``max_boxes=50``.
 
     Returns:
         Summary: Counts, skipped images and times; ``str()`` formats it as a table.
 
     Raises:
-        InputError: The source is invalid, a setting is out of range, or ``out`` cannot be written.
+        InputError: The source is invalid, a setting is out of range, ``out`` cannot be written, or it contains
+            proposals of other images or settings.
 
     Example:
         >>> from ccop_mm import apis
@@ -74,7 +77,15 @@ def generate_proposals(
         (8, {})
     """
     images = list_images(source, image_root)
-    return _generate_proposals(images, out, workers=workers, annotations=annotations, progress=progress, **settings)
+    return _generate_proposals(
+        images,
+        out,
+        workers=workers,
+        annotations=annotations,
+        progress=progress,
+        overwrite=overwrite,
+        **settings,
+    )
 
 
 def train(
@@ -82,30 +93,41 @@ def train(
     work_dir: str | Path | None = None,
     options: dict | None = None,
     resume: bool | str = False,
+    overwrite: bool = False,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
 ) -> str:
     """Runs a training config: CCOP pre-training, or fine-tuning of a detector.
 
     Args:
         config (str | Path): Config file.
-        work_dir (str | Path, optional): Folder for logs and checkpoints; ``work_dirs/<name of the config>`` by default.
+        work_dir (str | Path, optional): Work directory; ``work_dirs/<name of the config>`` by default.
         options (dict, optional): Settings to override, by dotted key: ``{'train_cfg.max_epochs': 1}``.
-        resume (bool | str): True: resume from the newest readable checkpoint in the work folder, if there is one. A
-            string: resume from that checkpoint.
+        resume (bool | str): True: resume from the newest readable checkpoint in the work directory, if there is one.
+            A string: resume from that checkpoint.
+        overwrite (bool): Start a new run in a work directory that contains checkpoints of an earlier run, and delete
+            these.
+        amp (bool): Use automatic mixed precision (requires a GPU).
+        auto_scale_lr (bool): Scale the learning rate by the ratio of the batch size to
+            ``auto_scale_lr.base_batch_size``.
 
     Returns:
         str: Path of the last checkpoint.
 
     Raises:
-        InputError: The config, the dataset or the checkpoint to resume from is invalid, or no checkpoint was saved.
+        InputError: The config, the dataset or the checkpoint to resume from is invalid; another run uses the work
+            directory; it contains checkpoints, and the run neither resumes nor overwrites; or no checkpoint was saved.
 
     Example:
         >>> checkpoint = apis.train('my_ccop.py', work_dir='work_dirs/my_ccop')
         >>> checkpoint.endswith('epoch_1.pth')
         True
     """
-    cfg = _load_config(config, work_dir, options)
-    launch.set_resume(cfg, resume if isinstance(resume, str) else 'auto' if resume else None)
-    runner = launch.train(cfg)
+    cfg = launch.load_config(config, work_dir, options, amp=amp, auto_scale_lr=auto_scale_lr)
+    checkpoint = resume if isinstance(resume, str) else 'auto' if resume else None
+    with claim_work_dir(cfg, checkpoint, overwrite):
+        launch.set_resume(cfg, checkpoint)
+        runner = launch.train(cfg, overwrite)
     newest = newest_checkpoint.find_newest(runner.work_dir)
     if newest is None:
         raise InputError(f'{config}: the run saved no checkpoint in {runner.work_dir}; set default_hooks.checkpoint')
@@ -120,7 +142,7 @@ def test(
     Args:
         config (str | Path): Config file of the detector.
         checkpoint (str): Checkpoint of the detector, a file or URL.
-        work_dir (str | Path, optional): Folder for logs; ``work_dirs/<name of the config>`` by default.
+        work_dir (str | Path, optional): Work directory; ``work_dirs/<name of the config>`` by default.
         options (dict, optional): Settings to override, by dotted key.
 
     Returns:
@@ -134,7 +156,7 @@ def test(
         >>> 0 <= metrics['coco/bbox_mAP_50'] <= 1
         True
     """
-    return launch.test(_load_config(config, work_dir, options), checkpoint)
+    return launch.test(launch.load_config(config, work_dir, options), checkpoint)
 
 
 def load_pretrained(detector: nn.Module, checkpoint: str, backbone_only: bool = False) -> nn.Module:
@@ -153,8 +175,7 @@ def load_pretrained(detector: nn.Module, checkpoint: str, backbone_only: bool = 
 
     Example:
         >>> detector = apis.load_model('my_detector.py')
-        >>> detector = apis.load_pretrained(detector, checkpoint)
-        >>> torch.equal(detector.backbone.conv1.weight, read_state_dict(checkpoint)['backbone.conv1.weight'])
+        >>> apis.load_pretrained(detector, checkpoint) is detector
         True
     """
     initializer = BackbonePretrained(checkpoint) if backbone_only else CCOPPretrained(checkpoint)
@@ -258,15 +279,3 @@ def pointing_accuracy(
         model, annotation_file, image_root, size=size, max_images=max_images, repeats=repeats, seed=seed, device=device
     )
     return result.report()
-
-
-def _load_config(config: str | Path, work_dir: str | Path | None, options: dict | None) -> Config:
-    """Loads a config as tools/train.py does."""
-    arguments = argparse.Namespace(
-        config=str(config),
-        work_dir=None if work_dir is None else str(work_dir),
-        cfg_options=options or {},
-        launcher='none',
-        local_rank=0,
-    )
-    return launch.load_config(arguments)

@@ -5,7 +5,10 @@ only import the standard library and modules that do the same.
 """
 
 import importlib
+import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +16,19 @@ from importlib import metadata
 
 from ccop_mm.utils.text import single_line
 
-PACKAGES = ('torch', 'torchvision', 'numpy', 'mmcv', 'mmengine', 'mmdet', 'mmcls', 'mmselfsup', 'cv2', 'ccop_mm')
+PACKAGES = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'mmcv',
+    'mmengine',
+    'mmdet',
+    'mmcls',
+    'mmselfsup',
+    'cv2',
+    'numba',
+    'ccop_mm',
+)
 PRETRAINING = ('mmselfsup.models', 'mmdet.models', 'ccop_mm.models', 'ccop_mm.datasets', 'ccop_mm.engine')
 TRANSFER = ('mmdet.datasets', 'mmdet.evaluation')
 # Distributions that install the same files: `import` finds those of the distribution that was installed last.
@@ -23,6 +38,11 @@ CONFLICTING_DISTRIBUTIONS = (
     ('mmengine', 'onedl-mmengine'),
     ('mmdet', 'onedl-mmdetection'),
 )
+#: Bytes of shared memory that the data loader needs: 8 workers prepare two batches of 32 pairs of views each, 38 MB.
+MIN_SHARED_MEMORY = 2**30
+#: Bytes on disk for a ResNet-50: a checkpoint takes 0.75 GB, three are kept, and a fourth is written before the oldest
+#: is deleted.
+MIN_FREE_DISK = 4 * 750_000_000
 MAKE_ENV = 'create the environment with `make env`, which installs matching versions in the required order'
 REINSTALL_OPENCV = (
     'pip uninstall -y opencv-python opencv-python-headless; '
@@ -143,7 +163,14 @@ def rebuild_ops() -> str:
 
 
 def check_selective_search() -> Iterator[str | Problem]:
-    """Checks whether OpenCV provides selective search, which generates the proposals."""
+    """Checks numba, for the native engine of selective search, and OpenCV's ximgproc, for ``--engine opencv``."""
+    try:
+        importlib.import_module('numba')
+    except Exception as error:
+        description = f'proposals cannot be generated: numba cannot be imported ({first_line(error)})'
+        yield Problem(description, 'pip install numba', fatal=False)
+    else:
+        yield 'numba works'
     try:
         import cv2
         import numpy as np
@@ -151,7 +178,7 @@ def check_selective_search() -> Iterator[str | Problem]:
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
         search.setBaseImage(np.zeros((16, 16, 3), np.uint8))
     except Exception as error:
-        description = f'OpenCV has no selective search, so proposals cannot be generated ({first_line(error)})'
+        description = f'tools/propose.py --engine opencv cannot run: OpenCV has no ximgproc ({first_line(error)})'
         yield Problem(description, fix_for(error) if missing_package(error) else REINSTALL_OPENCV, fatal=False)
     else:
         yield 'cv2.ximgproc works'
@@ -195,6 +222,57 @@ def check_cuda() -> Iterator[str | Problem]:
         yield Problem(f'torch cannot be used ({type(error).__name__}: {first_line(error)})', fix_for(error))
 
 
+def check_torchvision() -> Iterator[str | Problem]:
+    """Checks whether torchvision can be imported without this package, which patches it."""
+    command = [sys.executable, '-c', 'import torchvision']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.returncode:
+        yield 'can be imported without ccop_mm'
+        return
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = lines[-1] if lines else 'no message'
+    yield Problem(
+        f'`import torchvision` fails without ccop_mm, which does not affect training ({reason})',
+        'in other programs, `import ccop_mm` first, or install the build of torchvision that belongs to this torch',
+        fatal=False,
+    )
+
+
+def check_shared_memory(path: str = '/dev/shm') -> Iterator[str | Problem]:
+    """Checks the size of the shared memory through which the workers of a data loader pass images."""
+    if not os.path.isdir(path):
+        yield f'{path} does not exist: its size cannot be checked'
+        return
+    free = shutil.disk_usage(path).free
+    if free < MIN_SHARED_MEMORY:
+        yield Problem(
+            f'{path} has only {format_size(free)} free, with which data loader workers may die with a bus error',
+            'start the container with --shm-size=8g or --ipc=host, or set train_dataloader.num_workers=0',
+            fatal=False,
+        )
+    else:
+        yield f'{format_size(free)} free in {path}'
+
+
+def check_disk(path: str = '.') -> Iterator[str | Problem]:
+    """Checks the free disk space for checkpoints in the current directory."""
+    free = shutil.disk_usage(path).free
+    folder = os.path.abspath(path)
+    if free < MIN_FREE_DISK:
+        yield Problem(
+            f'{folder} has only {format_size(free)} free; pre-training a ResNet-50 needs {format_size(MIN_FREE_DISK)}',
+            'free some space, pass --work-dir on another disk, or lower default_hooks.checkpoint.max_keep_ckpts',
+            fatal=False,
+        )
+    else:
+        yield f'{format_size(free)} free in {folder}'
+
+
+def format_size(size: int) -> str:
+    """Formats a number of bytes, in MB below 1 GB."""
+    return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.0f} MB'
+
+
 def fix_for(error: Exception) -> str:
     """Returns how to fix an exception that an import raised."""
     if getattr(error, 'name', None) == 'mmcv._ext':
@@ -219,6 +297,9 @@ CHECKS: tuple[tuple[str, Callable[[], Iterator[str | Problem]]], ...] = (
     ('mmcv ops', check_ops),
     ('selective search', check_selective_search),
     ('GPU', check_cuda),
+    ('torchvision', check_torchvision),
+    ('shared memory', check_shared_memory),
+    ('disk', check_disk),
 )
 
 if __name__ == '__main__':

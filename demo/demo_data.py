@@ -1,15 +1,13 @@
 """The images that the demo trains and evaluates on: synthetic scenes or a folder in COCO layout."""
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from synthetic_scenes.scenes import write_scenes
 
-from ccop_mm.utils.coco_json import class_names, read_json
+from ccop_mm.utils.coco_json import class_names, read_json, write_subset
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.file_io import atomic_write
 from ccop_mm.utils.images import list_images
 
 
@@ -102,18 +100,16 @@ def _find_annotations(source: Path) -> tuple[Path, Path | None]:
 def _write_subset(annotations: Path, images: Path, out: Path, limit: int) -> Split:
     """Writes the annotations of at most ``limit`` images, sampled with a fixed seed."""
     content = read_json(annotations)
-    kept = sorted(content['images'], key=lambda image: image['id'])
-    if len(kept) > limit:
-        kept = sorted(random.Random(0).sample(kept, limit), key=lambda image: image['id'])
-    ids = {image['id'] for image in kept}
-    objects = [annotation for annotation in content.get('annotations', []) if annotation['image_id'] in ids]
-    if not any(annotation.get('segmentation') for annotation in objects):
+    images_by_id = sorted(content['images'], key=lambda image: image['id'])
+    kept = random.Random(0).sample(images_by_id, limit) if len(images_by_id) > limit else images_by_id
+    ids, objects = {image['id'] for image in kept}, content.get('annotations', [])
+    if not any(annotation['image_id'] in ids and annotation.get('segmentation') for annotation in objects):
         raise InputError(
             f'{annotations} has no instance masks for the selected images; Mask R-CNN needs "segmentation" entries'
         )
-    with atomic_write(out, 'w') as file:
-        json.dump({'images': kept, 'annotations': objects, 'categories': content['categories']}, file)
-    return Split(out, images, len(kept))
+    subset = {'images': images_by_id, 'annotations': objects, 'categories': content['categories']}
+    num_images, _ = write_subset(subset, out, ids)
+    return Split(out, images, num_images)
 
 
 def _class_list(annotations: Path) -> list[str]:

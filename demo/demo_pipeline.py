@@ -34,7 +34,7 @@ def write_configs(data: DemoData, out: Path, pretrain_steps: int, transfer_steps
 
     Args:
         data (DemoData): Images, annotations and proposals to train on.
-        out (Path): Folder for the configs and the work folders.
+        out (Path): Folder for the configs and the work directories.
         pretrain_steps (int): Approximate number of pre-training iterations, rounded to whole epochs.
         transfer_steps (int): Approximate number of fine-tuning iterations, rounded to whole epochs.
 
@@ -148,6 +148,7 @@ def run_demo(
         *('--image-root', data.train.images),
         *('--out', data.proposals),
         '--skip-bad',
+        '--overwrite',  # another number of scenes
     )
     seconds['pre-train'] = call_tool(
         '2. pre-train: CCOP', 'pretrain', 'train.py', pretrain, '--work-dir', out / 'pretrain'

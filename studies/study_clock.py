@@ -35,12 +35,11 @@ class Training:
     Args:
         config (str): Config file.
         name (str): Experiment name, unique in this process.
-        work_dir (str): Folder for the log.
+        work_dir (str): Work directory.
     """
 
     def __init__(self, config: str, name: str, work_dir: str) -> None:
-        options = dict(work_dir=work_dir, cfg_options={}, launcher='none', local_rank=0)
-        cfg = launch.load_config(argparse.Namespace(config=config, **options))
+        cfg = launch.load_config(config, work_dir)
         cfg.experiment_name, cfg.log_level = name, 'WARNING'
         fit_queues(cfg)
         runner = launch.build_runner(cfg)

@@ -16,6 +16,8 @@ from study_methods import ABLATIONS, METHODS, read_ablation
 from study_report import RunResult
 from study_settings import CONFIGS, SETTINGS
 
+from ccop_mm.models.queue import suggest_moco_length
+from ccop_mm.utils.coco_json import write_subset
 from ccop_mm.utils.commands import run_command
 from ccop_mm.utils.config_file import read_config, write_config
 from ccop_mm.utils.errors import InputError
@@ -125,15 +127,10 @@ class Study:
         path = self.out / 'data' / f'train_{count}_{f"labeled_{seed}" if labeled else "unlabeled"}.json'
         if not path.exists():
             images = sorted(self._annotations['images'], key=lambda image: image['id'])
-            sampled = sorted(random.Random(seed).sample(images, count), key=lambda image: image['id'])
-            ids = {image['id'] for image in sampled} if labeled else set()
-            content = {
-                'images': sampled,
-                'annotations': [row for row in self._annotations['annotations'] if row['image_id'] in ids],
-                'categories': self._annotations['categories'],
-            }
-            with atomic_write(path, 'w') as file:
-                json.dump(content, file)
+            sampled = random.Random(seed).sample(images, count)
+            annotations = self._annotations['annotations'] if labeled else []
+            content = {'images': images, 'annotations': annotations, 'categories': self._annotations['categories']}
+            write_subset(content, path, {image['id'] for image in sampled})
         return path
 
     def propose(self, kind: str = 'selective-search') -> Path:
@@ -210,9 +207,7 @@ class Study:
             cosine = dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True)
             settings['param_scheduler'] = [dict(cosine, convert_to_iter_based=True)]
         if method.startswith('mocov2'):
-            # As queue_len='auto' of CCOP: 55 % of an epoch, rounded to the multiple of the batch size that MoCo needs.
-            target = min(65536, 0.554 * self.num_images)
-            settings['model'] = dict(queue_len=max(batch_size, round(target / batch_size) * batch_size))
+            settings['model'] = dict(queue_len=suggest_moco_length(self.num_images, batch_size))
         elif method in ABLATIONS:
             settings = merge_settings(read_ablation(method), settings)
         return write_config(self.run_config(method, seed), self.base_config(method), merge_settings(settings, changes))

@@ -9,47 +9,26 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_pretraining import config_text
 
 from ccop_mm import apis
+from ccop_mm.utils.errors import InputError
 from ccop_mm.weights import read_state_dict
 
-CCOP = """
-default_scope = 'mmselfsup'
-custom_imports = dict(imports=['ccop_mm'])
-model = dict(
-    type='CCOP',
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False, frozen_stages=-1),
-    neck=dict(
-        type='mmdet.FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4, norm_cfg=dict(type='BN')
-    ),
-    image_projector=dict(type='ProjectionMLP', in_channels=64, hid_channels=32),
-    object_projector=dict(type='ProjectionMLP', in_channels=784, hid_channels=32),
-    queue_len=8,
-)
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    sampler=dict(type='EpochIndexSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        type='ProposalDataset',
-        data_root='my_images/',
-        data_prefix=dict(img_path=''),
-        proposal_file='../proposals.npz',
-        pipeline=[
-            dict(type='LoadUnlabeledImage'),
-            dict(type='TwoObjectViews', transforms=[dict(type='ObjectResizedCrop', size=64, scale=(0.6, 1.0))]),
-            dict(type='PackSelfSupInputs', pseudo_label_keys=['boxes_q', 'boxes_k'], meta_keys=['img_path', 'img_id']),
-        ],
-    ),
-)
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
+CCOP = (
+    config_text(
+        dict(data_root='my_images/', data_prefix=dict(img_path=''), proposal_file='../proposals.npz'),
+        [dict(type='ObjectResizedCrop', size=64, scale=(0.6, 1.0))],
+        queue_len=8,
+        norm_cfg=dict(type='BN'),
+    )
+    + """
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
 default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
 custom_hooks = [dict(type='SpatialCurriculumHook')]
 log_level = 'ERROR'
 """
+)
 
 DETECTOR = """
 default_scope = 'mmdet'
@@ -126,9 +105,7 @@ def workspace(tmp_path_factory):
 def test_examples_run_in_order(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     torch.save(apis.load_model('my_detector.py').state_dict(), 'detector.pth')
-    names = dict(
-        apis=apis, torch=torch, read_state_dict=read_state_dict, detector_checkpoint='detector.pth', __name__='examples'
-    )
+    names = dict(apis=apis, detector_checkpoint='detector.pth', __name__='examples')
     runner = doctest.DocTestRunner(LastOutputChecker())
     ran = []
     for name in (
@@ -142,6 +119,9 @@ def test_examples_run_in_order(workspace, monkeypatch):
         names = example.globs
         ran.append(name)
         assert result.failed == 0, ''.join(report)
+        if name == 'load_pretrained':
+            loaded, stored = names['detector'].state_dict(), read_state_dict(names['checkpoint'])
+            assert torch.equal(loaded['backbone.conv1.weight'], stored['backbone.conv1.weight'])
     assert sorted(ran) == sorted(apis.__all__)
 
 
@@ -154,6 +134,15 @@ def test_resumed_training_continues_from_its_checkpoint(workspace, monkeypatch, 
     second = apis.train('my_ccop.py', work_dir=tmp_path / 'run', options={'train_cfg.max_epochs': 2}, resume=True)
     assert [path.rsplit('/', 1)[1] for path in (first, second)] == ['epoch_1.pth', 'epoch_2.pth']
     assert read_state_dict(second)['encoder_k._extra_state'] == 4  # two steps per epoch
+
+
+def test_training_takes_the_options_of_the_tool(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(InputError, match='base_batch_size'):
+        apis.train('my_ccop.py', work_dir=tmp_path, auto_scale_lr=True)
+    with pytest.raises(InputError, match='optim_wrapper.type=Other'):
+        apis.train('my_ccop.py', work_dir=tmp_path, options={'optim_wrapper.type': 'Other'}, amp=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_documentation_lists_every_function():

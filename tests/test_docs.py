@@ -171,7 +171,7 @@ def test_paths_in_inline_code_exist(document):
 def test_routes_in_the_design_are_short():
     """A box and a checkpoint can be followed through few files."""
     design = read('docs/design.md')
-    for title, limit in (('The route of a box', 24), ('The route of a checkpoint', 5)):
+    for title, limit in (('From images to losses', 24), ('From a checkpoint to a detector', 5)):
         section = design.split(f'### {title}\n')[1].split('\n#')[0]
         files = set(re.findall(r'`([\w/]+\.py)`', section))
         assert 4 <= len(files) <= limit, (title, sorted(files))

@@ -160,3 +160,37 @@ def test_broken_gpu_ops(monkeypatch):
     on_cpu, on_gpu = doctor.check_ops()
     assert isinstance(on_cpu, str) and 'cpu' in on_cpu
     assert on_gpu.fatal and 'not compiled with GPU support' in on_gpu.description
+
+
+def usage(free):
+    return lambda path: SimpleNamespace(total=10**12, used=10**12 - free, free=free)
+
+
+def test_small_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', usage(64 * 2**20))  # Docker's default
+    (problem,) = find_problems(lambda: doctor.check_shared_memory(str(tmp_path)))
+    assert not problem.fatal and '67 MB' in problem.description and '--shm-size' in problem.fix
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', usage(2**33))
+    assert list(doctor.check_shared_memory(str(tmp_path))) == [f'8.6 GB free in {tmp_path}']
+    assert not find_problems(lambda: doctor.check_shared_memory(str(tmp_path / 'absent')))
+
+
+def test_full_disk(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', usage(2 * 10**9))
+    (problem,) = find_problems(lambda: doctor.check_disk(str(tmp_path)))
+    assert not problem.fatal and f'{tmp_path} has only 2.0 GB' in problem.description
+    monkeypatch.setattr(doctor.shutil, 'disk_usage', usage(10**10))
+    assert not find_problems(doctor.check_disk)
+
+
+def test_bare_import_of_torchvision(monkeypatch):
+    def run(command, **options):
+        assert command[1:] == ['-c', 'import torchvision']
+        return subprocess.CompletedProcess(command, code, '', 'Traceback:\n  x\nRuntimeError: operator nms missing\n\n')
+
+    monkeypatch.setattr(doctor.subprocess, 'run', run)
+    code = 1
+    (problem,) = find_problems(doctor.check_torchvision)
+    assert not problem.fatal and '(RuntimeError: operator nms missing)' in problem.description
+    code = 0
+    assert not find_problems(doctor.check_torchvision)

@@ -18,7 +18,7 @@ MM_PACKAGES = {
     'openmmlab': {'mmcv', 'mmengine', 'mmdet', 'mmcls', 'mmselfsup'},
 }
 # "venv" creates an environment that only contains this stub, and "pip" logs its arguments. On pip call number $CALL the
-# stub does what $TODO states: it kills install.sh or fails. TODO=sick makes the doctor fail.
+# stub does what $TODO states: it kills install.sh or fails. TODO=fail_doctor makes the doctor fail.
 STUB = """#!/bin/sh
 case "$2" in
   venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
@@ -27,7 +27,7 @@ case "$2" in
     if [ "$(wc -l < "$LOG")" = "$CALL" ]; then
       case "$TODO" in kill) kill -9 $PPID ;; fail) exit 1 ;; esac
     fi ;;
-  ccop_mm.doctor) [ "$TODO" != sick ] ;;
+  ccop_mm.doctor) [ "$TODO" != fail_doctor ] ;;
 esac
 """
 
@@ -96,7 +96,7 @@ def test_installation_continues_after_a_failure_of_pip(tree):
 
 
 def test_unusable_environment_is_not_ready(tree):
-    code, output, _ = install(tree, todo='sick')
+    code, output, _ = install(tree, todo='fail_doctor')
     assert code == 1 and 'not usable' in output
     code, output, calls = install(tree)
     assert code == 0 and 'ready after' in output and calls == []

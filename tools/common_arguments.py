@@ -1,12 +1,14 @@
 """Command line options shared by the tools that read a training config."""
 
 import argparse
+import os
+from typing import Any
 
 from mmengine.config import DictAction
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of OpenMMLab's training and test tools, which ``ccop_mm.engine.launch.load_config`` reads."""
+    """Adds the options of OpenMMLab's training and test tools, see :func:`config_arguments`."""
     parser.add_argument(
         '--work-dir', help='directory for logs and checkpoints (default: work_dirs/<name of the config file>)'
     )
@@ -19,5 +21,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='config settings to override, e.g. train_dataloader.batch_size=8 "model.box_jitter.noise=(.2,.8)"',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--debug', action='store_true', help='print the traceback of an error in the input, too')
     # Passed by older launchers of torch; newer ones only set the environment variable LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def config_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keyword arguments of ``ccop_mm.engine.launch.load_config`` for a parsed command line."""
+    names = ('config', 'work_dir', 'launcher', 'local_rank', 'amp', 'auto_scale_lr')
+    return dict(options=args.cfg_options, **{name: getattr(args, name) for name in names if name in args})
+
+
+def limit_busy_waiting() -> None:
+    """Lets idle OpenMP threads sleep soon instead of waiting actively, unless the environment configures it.
+
+    On a machine that several processes share, actively waiting threads slow training on the CPU down several times.
+    Threads that never wait actively slow down small training steps. To be called before torch is imported.
+    """
+    if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME'} & os.environ.keys():
+        os.environ.update(OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='2000')

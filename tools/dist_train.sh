@@ -16,6 +16,10 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ -x "$ROOT/${VENV:-.venv}/bin/python" ]; then
   PYTHON=$ROOT/${VENV:-.venv}/bin/python
 fi
 
+# Pass SIGUSR1 on, too, and leave the processes time to finish a step and to save a checkpoint (StopHook).
+export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
+export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-120}
+
 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m torch.distributed.run \
   --nnodes="${NNODES:-1}" \
   --node_rank="${NODE_RANK:-0}" \

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
 sys.path.append(str(Path(__file__).resolve().parent))
-from common_arguments import add_common_arguments
+from common_arguments import add_common_arguments, config_arguments, limit_busy_waiting
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from ccop_mm.engine import launch
     from ccop_mm.utils.file_io import atomic_write
 
-    metrics = launch.test(launch.load_config(args), args.checkpoint, args.results)
+    metrics = launch.test(launch.load_config(**config_arguments(args)), args.checkpoint, args.results)
     if args.out:
         with atomic_write(args.out, 'w') as file:
             json.dump(metrics, file, indent=2)
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool."""
     args = parse_args(argv)
+    limit_busy_waiting()
     # Imported after parsing, so that --help does not wait for torch.
     from ccop_mm.utils.errors import exit_on_input_error
 

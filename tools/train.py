@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
 sys.path.append(str(Path(__file__).resolve().parent))
-from common_arguments import add_common_arguments
+from common_arguments import add_common_arguments, config_arguments, limit_busy_waiting
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,6 +25,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='resume from a checkpoint; without a value, from the newest readable one in the work directory',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='start a new run in a work directory that contains checkpoints of an earlier run, and delete these',
     )
     parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (requires a GPU)')
     parser.add_argument(
@@ -39,15 +44,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Trains the model."""
     from ccop_mm.engine import launch
+    from ccop_mm.engine.work_dir import claim_work_dir
 
-    cfg = launch.load_config(args)
-    launch.set_resume(cfg, args.resume)
-    launch.train(cfg)
+    cfg = launch.load_config(**config_arguments(args))
+    with claim_work_dir(cfg, args.resume, args.overwrite):
+        launch.set_resume(cfg, args.resume)
+        launch.train(cfg, args.overwrite)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool."""
     args = parse_args(argv)
+    limit_busy_waiting()
     # Imported after parsing, so that --help does not wait for torch.
     from ccop_mm.utils.errors import exit_on_input_error
 

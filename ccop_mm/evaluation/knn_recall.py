@@ -39,9 +39,11 @@ def knn_recall(
         raise ValueError(f'features {tuple(features.shape)} must be (N, D) and labels {tuple(labels.shape)} (N,)')
     if min(ks, default=1) < 1:
         raise ValueError(f'every k must be at least 1, got {ks}')
-    num_broken = int((~features.isfinite().all(dim=1)).sum())
-    if num_broken:
-        raise InputError(f'kNN recall: {num_broken} of {len(features)} features are not finite')
+    num_non_finite = int((~features.isfinite().all(dim=1)).sum())
+    if num_non_finite:
+        raise InputError(
+            f'kNN recall: {num_non_finite} of {len(features)} features are non-finite; use an earlier checkpoint'
+        )
     ks = tuple(k for k in ks if k < len(features))
     if not ks:
         return {}

@@ -33,6 +33,7 @@ def load_model(config: str | Path | Config, checkpoint: str | Path | None = None
         InputError: A file is missing or invalid, or the checkpoint does not match the model.
 
     Example:
+        >>> from ccop_mm import apis
         >>> model = apis.load_model('my_ccop.py', checkpoint)
         >>> type(model).__name__
         'CCOP'

@@ -47,7 +47,7 @@ def extract_object_features(
             such as mmselfsup's MoCo. Embeddings require ``neck`` and ``embed_objects``. The model runs in eval mode and
             is restored to its previous mode.
         annotation_file (str | Path): COCO annotation file with boxes.
-        image_root (str | Path): Root directory of the annotated images.
+        image_root (str | Path): Root folder of the annotated images.
         size (int): Short side of the images in pixels. The training resolution gives the best results.
         batch_size (int): Images per batch.
         device (torch.device | str, optional): Device to move the model to. By default the model is not moved.
@@ -65,6 +65,7 @@ def extract_object_features(
             the device is not available.
 
     Example:
+        >>> from ccop_mm import apis
         >>> features = apis.extract_object_features(model, 'instances.json', 'my_images', size=64)
         >>> {name: tuple(value.shape) for name, value in features.items()}
         {'backbone': (16, 64), 'embedding': (16, 128), 'labels': (16,)}

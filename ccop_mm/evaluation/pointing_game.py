@@ -93,9 +93,12 @@ def pointing_hits(similarity: Tensor, inside: Tensor) -> Tensor:
     Raises:
         InputError: A similarity is not finite.
     """
-    num_broken = int((~similarity.isfinite()).flatten(1).any(1).sum()) if len(similarity) else 0
-    if num_broken:
-        raise InputError(f'pointing game: the features of {num_broken} of {len(similarity)} objects are not finite')
+    num_non_finite = int((~similarity.isfinite()).flatten(1).any(1).sum()) if len(similarity) else 0
+    if num_non_finite:
+        raise InputError(
+            f'pointing game: the features of {num_non_finite} of {len(similarity)} objects are non-finite; use an '
+            'earlier checkpoint'
+        )
     if not len(similarity):
         return similarity.new_zeros(0, dtype=torch.float64)
     best = similarity == similarity.amax(dim=(1, 2), keepdim=True)
@@ -144,7 +147,7 @@ class PointingResult:
         return report
 
     def difference(self, other: 'PointingResult', level: str, confidence: float = 0.95) -> tuple[float, float, float]:
-        """Computes the mean paired difference to another model's result, with its confidence interval.
+        """Computes the mean paired difference from another model's result, with its confidence interval.
 
         Args:
             other (PointingResult): Result of another model on the same objects and views.

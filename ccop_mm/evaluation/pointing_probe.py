@@ -116,7 +116,7 @@ def measure_pointing_accuracy(
         model (nn.Module): Model for :func:`ccop_mm.evaluation.feature_maps.feature_maps` with a ``data_preprocessor``.
             It runs in eval mode and is restored to its previous mode.
         annotation_file (str | Path): COCO annotation file with boxes.
-        image_root (str | Path): Root directory of the annotated images.
+        image_root (str | Path): Root folder of the annotated images.
         size (int): Side of a view in pixels. The training resolution gives the best results.
         batch_size (int): Pairs of views per batch.
         device (torch.device | str, optional): Device to move the model to. By default the model is not moved.
@@ -142,7 +142,7 @@ def measure_pointing_accuracy(
         raise InputError(f'unknown levels {", ".join(unknown)}; available are {", ".join(STRIDES)}')
     if device is not None:
         model = to_device(model, device)
-    images = sample_images(read_annotated_images(annotation_file, image_root), max_images, seed)
+    images = limit_images(read_annotated_images(annotation_file, image_root), max_images, seed)
     parts = []
     with inference_mode(model):
         for batch in _batches(images, ViewSampler(size, seed), repeats, batch_size):
@@ -156,7 +156,7 @@ def measure_pointing_accuracy(
     return result
 
 
-def sample_images(
+def limit_images(
     images: Sequence[AnnotatedImage], limit: int | None, seed: int = 0
 ) -> list[tuple[int, AnnotatedImage]]:
     """Samples up to ``limit`` images in their original order; returns each with its index in ``images``.

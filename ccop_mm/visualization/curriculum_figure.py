@@ -9,7 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import TRANSFORMS
@@ -19,9 +18,10 @@ from ccop_mm.proposals import ProposalStore
 from ccop_mm.utils.boxes import area, pairwise_iou
 from ccop_mm.utils.config_file import read_config
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.images import UnreadableImageError, load_image
+from ccop_mm.visualization.box_patches import add_boxes
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
 from ccop_mm.visualization.palette import IMAGE_COLORS, WIDTH
+from ccop_mm.visualization.stored_images import sample_stored_images
 
 #: Size of the gaps between cells, of the titles above and of the legend below them, in inches.
 GAP, TITLE, LEGEND = 0.05, 0.36, 0.26
@@ -126,7 +126,7 @@ def sample_images(
 
     Args:
         store (ProposalStore): Proposals.
-        image_root (str | Path): Root directory of the images.
+        image_root (str | Path): Root folder of the images.
         num (int): Number of images; fewer are returned if fewer are usable.
         seed (int): Random seed of the choice.
 
@@ -134,37 +134,21 @@ def sample_images(
         tuple[list, list]: Images, each (h, w, 3) uint8 RGB, and the boxes of each image, (n, 4) float32 xyxy in pixels.
 
     Raises:
-        InputError: ``num`` is below 1, the directory is missing, or no image that has proposals can be read.
+        InputError: ``num`` is below 1, the folder is missing, or no image that has proposals can be read.
     """
     if num < 1:
         raise InputError(f'at least 1 image is required for a figure, got {num}')
-    if not Path(image_root).is_dir():
-        raise InputError(
-            f'{image_root} is not a directory; pass the root directory of the images of the proposals file'
-        )
     images: list[np.ndarray] = []
     proposals: list[np.ndarray] = []
-    for image_id in np.random.default_rng(seed).permutation(store.image_ids).tolist():
-        if len(images) == num:
-            break
-        boxes, path = store.boxes(image_id), Path(image_root, store.file_name(image_id))
-        if not len(boxes):
+    for sampled in sample_stored_images(store, image_root, seed, min_boxes=1):
+        if isinstance(sampled, str):
+            print_log(f'skipped {sampled}', 'current', logging.WARNING)
             continue
-        try:
-            image, _ = load_image(path)
-        except UnreadableImageError as reason:
-            print_log(f'skipped {path}: {reason}', 'current', logging.WARNING)
-            continue
-        if image.shape[:2] != store.size(image_id):
-            height, width = store.size(image_id)
-            print_log(
-                f'skipped {path}: {image.shape[1]} x {image.shape[0]} px, but {width} x {height} px in the proposals',
-                'current',
-                logging.WARNING,
-            )
-            continue
+        _, image, boxes = sampled
         images.append(image[..., ::-1])
         proposals.append(boxes)
+        if len(images) == num:
+            break
     if not images:
         raise InputError(f'{image_root}: no readable image with proposals found')
     return images, proposals
@@ -216,16 +200,11 @@ def _plot_cell(
     # The extent places pixel edges, not pixel centers, at integers, as box coordinates do.
     axes.imshow((image * BRIGHTNESS).astype(np.uint8), extent=(0, width, height, 0))
     axes.set_axis_off()
-    _add_boxes(axes, shown, 'proposal', edgecolor='white', linewidth=0.5)
+    add_boxes(axes, shown, 'proposal', 'white', linewidth=0.5)
     for number, box in enumerate(objects):
         color = IMAGE_COLORS[number % len(IMAGE_COLORS)]
-        _add_boxes(axes, candidates[number][valid[number]], 'candidate', edgecolor=color, linewidth=0.6, alpha=0.9)
-        _add_boxes(axes, box[None], 'object', edgecolor=color, linewidth=1.8)
-
-
-def _add_boxes(axes: Axes, boxes: torch.Tensor, label: str, **style: str | float) -> None:
-    for x1, y1, x2, y2 in boxes.tolist():
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, label=label, joinstyle='miter', **style))
+        add_boxes(axes, candidates[number][valid[number]], 'candidate', color, linewidth=0.6, alpha=0.9)
+        add_boxes(axes, box[None], 'object', color, linewidth=1.8)
 
 
 def _add_legend(figure: Figure) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ccop_mm.proposals import ProposalStore
-from ccop_mm.proposals.evaluate import match
+from ccop_mm.proposals.evaluate import match_images
 from ccop_mm.utils.coco_json import read_objects
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.file_io import atomic_write
-from ccop_mm.utils.images import UnreadableImageError, load_image
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
 from ccop_mm.visualization.palette import COLORS, IMAGE_COLORS, bgr
+from ccop_mm.visualization.stored_images import sample_stored_images
 
 GROUND_TRUTH_COLOR = (255, 255, 255)
 
@@ -55,8 +55,8 @@ def browse_proposals(
 
     Args:
         store (ProposalStore): Proposals.
-        image_root (str | Path): Root directory of the images.
-        out (str | Path): Directory to write to; ``a/b.png`` is written as ``a__b.png.jpg``.
+        image_root (str | Path): Root folder of the images.
+        out (str | Path): Folder to write to; ``a/b.png`` is written as ``a__b.png.jpg``.
         num_images (int): Number of images.
         num_boxes (int): Maximum number of boxes per image. The first boxes of the stored order, which is random, are
             used.
@@ -69,35 +69,25 @@ def browse_proposals(
         reason.
 
     Raises:
-        InputError: A number is below 1, a directory or the annotation file is missing, or no image could be drawn.
+        InputError: A number is below 1, the folder or the annotation file is missing, or no image could be drawn.
     """
     if num_images < 1 or num_boxes < 1:
         raise InputError(f'at least 1 image and 1 box are required, got {num_images} and {num_boxes}')
-    if not Path(image_root).is_dir():
-        raise InputError(
-            f'{image_root} is not a directory; pass the root directory of the images of the proposals file'
-        )
     ground_truth_boxes = _read_ground_truth_boxes(annotation_file)
     written: list[Path] = []
     reasons: list[str] = []
-    for image_id in np.random.default_rng(seed).permutation(store.image_ids).tolist():
-        if len(written) == num_images:
-            break
-        name = store.file_name(image_id)
-        try:
-            image, _ = load_image(Path(image_root, name))
-        except UnreadableImageError as error:
-            reasons.append(f'{name}: {error}')
+    for sampled in sample_stored_images(store, image_root, seed):
+        if isinstance(sampled, str):
+            reasons.append(sampled)
             continue
-        if image.shape[:2] != store.size(image_id):
-            actual, expected = _format_size(image.shape[:2]), _format_size(store.size(image_id))
-            reasons.append(f'{name}: {actual}, but {expected} in the proposals')
-            continue
-        canvas = plot_boxes(image, store.boxes(image_id)[:num_boxes], ground_truth_boxes.get(name))
+        name, image, boxes = sampled
+        canvas = plot_boxes(image, boxes[:num_boxes], ground_truth_boxes.get(name))
         path = Path(out, f'{name.replace("/", "__")}.jpg')
         with atomic_write(path) as file:
             file.write(cv2.imencode('.jpg', canvas)[1].tobytes())
         written.append(path)
+        if len(written) == num_images:
+            break
     if not written:
         reason = reasons[0] if reasons else 'the proposals file contains no images'
         raise InputError(f'{image_root}: no image of the proposals file could be drawn ({reason})')
@@ -127,7 +117,7 @@ def plot_box_sizes(
     if annotation_file is None:
         series = {'proposals': _relative_sides((size, boxes) for _, _, size, boxes in store.entries())}
     else:
-        pairs, _ = match(store, annotation_file)
+        pairs, _ = match_images(store, annotation_file)
         series = {
             'proposals': _relative_sides((size, boxes) for size, boxes, _ in pairs),
             'annotated objects': _relative_sides((size, boxes) for size, _, boxes in pairs),
@@ -163,10 +153,6 @@ def _read_ground_truth_boxes(annotation_file: str | Path | None) -> dict[str, np
         return {}
     images, objects = read_objects(annotation_file)
     return {image['file_name']: objects[image['id']] for image in images if image['id'] in objects}
-
-
-def _format_size(shape: tuple[int, ...]) -> str:
-    return f'{shape[1]} x {shape[0]} px'
 
 
 def _relative_sides(sized_boxes: Iterable[tuple[tuple[int, int], np.ndarray]]) -> np.ndarray:

@@ -35,8 +35,10 @@ def compute_tsne(features: np.ndarray, seed: int = 0, perplexity: float = 30) ->
     if len(features) < 4:
         raise InputError(f't-SNE requires at least 4 objects, got {len(features)}')
     if not np.isfinite(features).all():
-        num_broken = int((~np.isfinite(features).all(axis=1)).sum())
-        raise InputError(f't-SNE: {num_broken} of {len(features)} features are not finite')
+        num_non_finite = int((~np.isfinite(features).all(axis=1)).sum())
+        raise InputError(
+            f't-SNE: {num_non_finite} of {len(features)} features are non-finite; use an earlier checkpoint'
+        )
     features = np.asarray(features, np.float64)
     features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
     components = min(COMPONENTS, *features.shape)

@@ -8,7 +8,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
@@ -18,6 +17,7 @@ from torch import nn
 from ccop_mm.datasets import SampleKey
 from ccop_mm.models import SCSBoxJitter
 from ccop_mm.utils.errors import InputError
+from ccop_mm.visualization.box_patches import add_boxes
 from ccop_mm.visualization.figure_file import check_figure_path, save_figure
 
 #: Size of a view, of the gaps and of the title above a pair, in inches.
@@ -146,15 +146,15 @@ def _plot_row(
         axes.imshow(view, extent=(0, width, height, 0))
         axes.set_axis_off()
     for axes, boxes in zip(cells, (label.boxes_q, label.boxes_k), strict=False):
-        _add_boxes(axes, boxes, colors, 'object', linewidth=1.4)
+        add_boxes(axes, boxes, 'object', colors, linewidth=1.4)
     img_shape = views[1].shape[:2]
     candidates, valid = jitter.jitter(label.boxes_k, img_shape, generator)
     # Candidates of large objects are the easiest to distinguish.
     sides = label.boxes_k[:, 2:] - label.boxes_k[:, :2]
     for number in sides.prod(dim=1).argsort(descending=True)[:num_objects].tolist():
         valid_candidates = candidates[number][valid[number]]
-        _add_boxes(cells[2], valid_candidates, [colors[number]] * len(valid_candidates), 'candidate', linewidth=0.6)
-        _add_boxes(cells[2], label.boxes_k[number : number + 1], colors[number : number + 1], 'object', linewidth=1.8)
+        add_boxes(cells[2], valid_candidates, 'candidate', [colors[number]] * len(valid_candidates), linewidth=0.6)
+        add_boxes(cells[2], label.boxes_k[number : number + 1], 'object', colors[number : number + 1], linewidth=1.8)
     name = str(sample.get('img_path', '')).rpartition('/')[2]
     cells[0].set_title(f'{name}: query, {len(colors)} objects in both views', fontsize=7, pad=3)
     cells[1].set_title('key', fontsize=7, pad=3)
@@ -163,15 +163,3 @@ def _plot_row(
         fontsize=7,
         pad=3,
     )
-
-
-def _add_boxes(
-    axes: Axes, boxes: torch.Tensor, colors: Sequence[np.ndarray] | np.ndarray, label: str, linewidth: float
-) -> None:
-    for (x1, y1, x2, y2), color in zip(boxes.tolist(), colors, strict=True):
-        axes.add_patch(
-            Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, label=label, edgecolor=color, joinstyle='miter',
-                linewidth=linewidth,
-            )
-        )  # fmt: skip

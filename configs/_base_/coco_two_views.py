@@ -1,4 +1,4 @@
-# Two MoCo v2 views of each image and the boxes that survive in both. The dataloader reads, decodes, crops and flips the
+# Two MoCo v2 views of each image and the boxes that are visible in both. The dataloader reads, decodes, crops and flips the
 # images and samples the parameters of color jitter, grayscale and blur. The model's data preprocessor applies these to
 # the batch, on the GPU if there is one. coco_two_views_per_image.py applies them in the dataloader instead.
 view_pipeline = [
@@ -32,7 +32,7 @@ train_dataloader = dict(
         ann_file='annotations/instances_train2017.json',  # only the list of images is read
         data_prefix=dict(img_path='train2017/'),
         proposal_file='proposals/train2017.npz',
-        num_proposals=48,  # about 12 survive in both views, as in the paper (docs/design.md)
+        num_proposals=48,  # about 12 are visible in both views, as in the paper (docs/design.md)
         pipeline=train_pipeline,
     ),
 )

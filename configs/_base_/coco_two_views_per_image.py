@@ -1,5 +1,5 @@
-# coco_two_views.py with photometric augmentation in the dataloader by mmselfsup's transforms. It costs about three times
-# the CPU time there (docs/performance.md) but allows transforms that have no batched version.
+# coco_two_views.py with photometric augmentation in the dataloader by mmselfsup's transforms. It takes about four times
+# the CPU time in the dataloader (docs/performance.md) but allows transforms that have no batched version.
 _base_ = ['./coco_two_views.py']
 
 train_pipeline = [

@@ -8,6 +8,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='SafeCheckpointHook', interval=10, max_keep_ckpts=3),
     sampler_seed=dict(type='IterationSeedHook'),
+    accumulation=dict(type='GradientAccumulationHook'),
 )
 custom_hooks = [
     dict(type='SpatialCurriculumHook'),

@@ -1,6 +1,6 @@
 # Paper, transfer to COCO person keypoints: Keypoint R-CNN R50-FPN, 2x. The configs in configs/transfer/keypoint_rcnn/ set the
 # initial weights. The learning rate is for batch size 16 (8 GPUs x 2); use --auto-scale-lr with other batch sizes.
-_base_ = ['./keypoint-rcnn_r50_fpn.py', './coco_person_keypoints.py']
+_base_ = ['./keypoint-rcnn_r50_fpn.py', './coco_person_keypoints.py', './transfer_schedule_1x.py']
 
 # The paper fine-tunes with SyncBN in backbone and FPN and without frozen stages.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
@@ -9,22 +9,14 @@ model = dict(
     neck=dict(norm_cfg=norm_cfg),
 )
 
-# Detectron2's 2x schedule, without weight decay on normalization layers.
+# Detectron2's 2x schedule: twice the iterations of 1x.
 max_iters = 180000
 interval = 10000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=interval)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
-)
+train_cfg = dict(max_iters=max_iters, val_interval=interval)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type='MultiStepLR', begin=0, end=max_iters, by_epoch=False, milestones=[120000, 160000], gamma=0.1),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # SafeCheckpointHook deletes old checkpoints only after saving a new one (docs/design.md).
 default_hooks = dict(

@@ -33,6 +33,7 @@ train_dataloader = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=0.06))
+auto_scale_lr = dict(base_batch_size=16)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=30, eta_min=0.0, by_epoch=True, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=30)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=10))

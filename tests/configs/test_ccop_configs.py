@@ -310,3 +310,20 @@ def test_per_image_pipeline_has_the_same_settings_as_the_batched_one():
     for cfg in (batched, per_image):
         del cfg.train_dataloader.dataset['pipeline']
     assert batched.train_dataloader == per_image.train_dataloader
+
+
+def top_level_configs():
+    for folder in ('ccop', 'ablations', 'baselines', 'transfer'):
+        yield from sorted((ROOT / 'configs' / folder).rglob('*.py'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', top_level_configs(), ids=lambda path: path.stem)
+def test_base_batch_size_is_that_of_the_learning_rate(path):
+    cfg = Config.fromfile(path)
+    if cfg.get('optim_wrapper') is None:  # for testing only
+        assert path.stem == 'keypoint-rcnn_r50-fpn_torchvision'
+        return
+    num_gpus = 1 if 'demo' in path.stem else 8
+    assert cfg.auto_scale_lr.base_batch_size == num_gpus * cfg.train_dataloader.batch_size
+    assert not cfg.auto_scale_lr.enable

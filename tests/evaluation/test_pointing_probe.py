@@ -10,7 +10,7 @@ from synthetic_scenes.scenes import write_scenes
 from torch import nn
 
 from ccop_mm.evaluation import measure_pointing_accuracy
-from ccop_mm.evaluation.pointing_probe import ViewSampler, sample_images
+from ccop_mm.evaluation.pointing_probe import ViewSampler, limit_images
 from ccop_mm.utils.coco_json import read_annotated_images
 from ccop_mm.utils.errors import InputError
 
@@ -112,12 +112,12 @@ def test_training_mode_and_global_random_states_are_restored(scenes):
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
 
 
-def test_sample_images_returns_an_ordered_subset():
+def test_limit_images_returns_an_ordered_subset():
     images = list('abcdefgh')
-    subset = sample_images(images, 3, seed=1)
+    subset = limit_images(images, 3, seed=1)
     assert subset == sorted(subset) and len(subset) == 3
     assert all(images[index] == name for index, name in subset)
-    assert sample_images(images, 9) == sample_images(images, None) == list(enumerate(images))
+    assert limit_images(images, 9) == limit_images(images, None) == list(enumerate(images))
 
 
 def test_bad_input(scenes, tmp_path):

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,25 +11,7 @@ from pycocotools.coco import COCO
 from small_transfer import CONFIGS, coco_data, make_small, narrow_model, pretraining, read_config
 from synthetic_scenes.scenes import write_scenes
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TRANSFER = CONFIGS / 'transfer'
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """``call(tool, *arguments)`` runs a tool in this process; returns its exit code, stdout and stderr."""
-
-    def call(tool, *arguments):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(TOOLS / tool), run_name='__main__')
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +34,7 @@ def write_config(path, scenes, tmp_path, **changes):
 
 
 @pytest.mark.slow
-def test_train_test_summarize(call, scenes, tmp_path):
+def test_train_test_summarize(call_tool, scenes, tmp_path):
     checkpoint = tmp_path / 'epoch_800.pth'
     torch.save(dict(state_dict=pretraining(18).state_dict()), checkpoint)
     mask = TRANSFER / 'mask_rcnn/mask-rcnn_r18-fpn_ccop-800e_1x_coco.py'
@@ -65,10 +45,10 @@ def test_train_test_summarize(call, scenes, tmp_path):
     ]
     work_dirs = [tmp_path / 'work' / config.stem for config in configs]
     for config, work_dir in zip(configs, work_dirs, strict=True):
-        assert call('train.py', config, '--work-dir', work_dir)[0] == 0
+        assert call_tool('train.py', config, '--work-dir', work_dir)[0] == 0
         assert (work_dir / 'iter_1.pth').is_file()
 
-    code, table, error = call('analysis_tools/summarize.py', *work_dirs, '--out', tmp_path / 'table.txt')
+    code, table, error = call_tool('analysis_tools/summarize.py', *work_dirs, '--out', tmp_path / 'table.txt')
     assert (code, error) == (0, '')
     assert table == (tmp_path / 'table.txt').read_text()
     header, first, second = table.splitlines()
@@ -79,7 +59,7 @@ def test_train_test_summarize(call, scenes, tmp_path):
     # pycocotools reads the detections.
     results, metrics = tmp_path / 'results/detections', tmp_path / 'metrics.json'
     arguments = (configs[0], work_dirs[0] / 'iter_1.pth', '--work-dir', tmp_path / 'test')
-    code, *_ = call('test.py', *arguments, '--results', results, '--out', metrics)
+    code, *_ = call_tool('test.py', *arguments, '--results', results, '--out', metrics)
     assert code == 0
     assert sorted(path.name for path in results.parent.iterdir()) == ['detections.bbox.json', 'detections.segm.json']
     assert {'coco/bbox_mAP_75', 'coco/segm_mAP_50'} <= set(json.loads(metrics.read_text()))
@@ -92,27 +72,28 @@ def test_train_test_summarize(call, scenes, tmp_path):
 
 
 @pytest.mark.slow
-def test_truncated_image_does_not_stop_training_or_test(call, tmp_path):
+def test_truncated_image_does_not_stop_training_or_test(call_tool, tmp_path):
     annotations = write_scenes(tmp_path, num_train=1, num_val=2, size=(64, 96))['val']
     image = tmp_path / 'images' / json.loads(annotations.read_text())['images'][0]['file_name']
     os.truncate(image, image.stat().st_size // 2)
     retina = TRANSFER / 'retinanet/retinanet_r50-fpn_random_1x_coco.py'
     config = write_config(retina, (tmp_path / 'images', annotations), tmp_path)
-    code, _, error = call('train.py', config, '--work-dir', tmp_path / 'work')  # trains on both images and validates
+    # Trains on both images and validates.
+    code, _, error = call_tool('train.py', config, '--work-dir', tmp_path / 'work')
     assert code == 0, error
     metrics = tmp_path / 'metrics.json'
     arguments = (config, tmp_path / 'work/iter_1.pth', '--work-dir', tmp_path / 'test', '--out', metrics)
-    code, _, error = call('test.py', *arguments)
+    code, _, error = call_tool('test.py', *arguments)
     assert code == 0, error
     assert 'coco/bbox_mAP' in json.loads(metrics.read_text())
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert re.search(f'WARNING - .*{re.escape(str(image))}', log)
 
 
-def test_coco_subset(call, scenes, tmp_path):
-    code, line, _ = call('misc/coco_subset.py', scenes[1], '--percent', '50', '--out', tmp_path / 'half.json')
+def test_coco_subset(call_tool, scenes, tmp_path):
+    code, line, _ = call_tool('misc/coco_subset.py', scenes[1], '--percent', '50', '--out', tmp_path / 'half.json')
     assert code == 0 and line.startswith(f'{tmp_path}/half.json: 1 images, ')
-    code, _, error = call('misc/coco_subset.py', tmp_path / 'absent.json', '--out', tmp_path / 'x.json')
+    code, _, error = call_tool('misc/coco_subset.py', tmp_path / 'absent.json', '--out', tmp_path / 'x.json')
     assert code == 2 and f'{tmp_path}/absent.json' in error and len(error.splitlines()) == 1
 
 
@@ -125,16 +106,16 @@ def test_coco_subset(call, scenes, tmp_path):
         ({'model.init_cfg.checkpoint': 'gone.pth'}, 'gone.pth'),
     ],
 )
-def test_missing_files_are_reported_before_training(call, scenes, tmp_path, options, missing):
+def test_missing_files_are_reported_before_training(call_tool, scenes, tmp_path, options, missing):
     path = TRANSFER / 'mask_rcnn/mask-rcnn_r18-fpn_ccop-800e_1x_coco.py'
     config = write_config(path, scenes, tmp_path, **options)
-    code, _, error = call('train.py', config, '--work-dir', tmp_path / 'work')
+    code, _, error = call_tool('train.py', config, '--work-dir', tmp_path / 'work')
     assert code == 2 and re.match(f'error: .*{missing}', error.splitlines()[-1])
 
 
-def test_missing_voc_devkit_is_reported(call, tmp_path, monkeypatch):
+def test_missing_voc_devkit_is_reported(call_tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = TRANSFER / 'faster_rcnn/faster-rcnn_r50-fpn_random_24k_voc0712.py'
-    code, _, error = call('train.py', path, '--work-dir', tmp_path / 'work')
+    code, _, error = call_tool('train.py', path, '--work-dir', tmp_path / 'work')
     assert code == 2
     assert re.match('error: .*data/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt', error.splitlines()[-1])

@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('proposals', nargs='?', help='proposals file written by tools/propose.py')
-    parser.add_argument('--images', help='root directory of the images of the proposals file')
+    parser.add_argument('--images', help='root folder of the images of the proposals file')
     parser.add_argument('--work-dir', help='work directory of tools/train.py, to plot the curves of its run')
     parser.add_argument('--out', required=True, help='figure to write (*.png or *.svg)')
     parser.add_argument('--num', type=int, default=3, help='number of images (default: %(default)s)')

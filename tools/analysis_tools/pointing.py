@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         write_pointing_result(result, args.json)
     if other is not None:
-        print(f'difference to {args.against} in percentage points (95 % interval):')
+        print(f'difference from {args.against} in percentage points (95 % interval):')
         for level in [level for level in result.hits if level in other.hits]:
             gain, low, high = (100 * value for value in result.difference(other, level))
             print(f'{level:>9}{gain:>+10.1f}   {low:+.1f} to {high:+.1f}')

@@ -15,8 +15,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('proposals', help='proposals file written by tools/propose.py')
-    parser.add_argument('--images', required=True, help='root directory of the images of the proposals file')
-    parser.add_argument('--out', required=True, help='directory to write to')
+    parser.add_argument('--images', required=True, help='root folder of the images of the proposals file')
+    parser.add_argument('--out', required=True, help='folder to write to')
     parser.add_argument('--num', type=int, default=20, help='number of images, chosen at random (default: %(default)s)')
     parser.add_argument(
         '--boxes', type=int, default=12, help='maximum number of boxes per image (default: %(default)s)'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # Python does this only for a script in tools/ itself.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common_arguments import add_common_arguments
+from common_arguments import add_common_arguments, config_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
     from ccop_mm.engine import launch
     from ccop_mm.visualization import plot_views
 
-    plot_views(launch.load_config(args), args.index, args.num, args.progress, args.epoch, args.seed, args.out)
+    cfg = launch.load_config(**config_arguments(args))
+    plot_views(cfg, args.index, args.num, args.progress, args.epoch, args.seed, args.out)
     print(f'views plotted: {args.out}')
 
 

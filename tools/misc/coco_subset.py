@@ -22,9 +22,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the subset."""
-    from ccop_mm.datasets.coco_subset import write_subset
+    from ccop_mm.datasets.coco_subset import write_random_subset
 
-    images, annotations = write_subset(args.annotations, args.out, args.percent, args.seed)
+    images, annotations = write_random_subset(args.annotations, args.out, args.percent, args.seed)
     print(f'{args.out}: {images} images, {annotations} annotations ({args.percent:g} %, seed {args.seed})')
 
 

@@ -81,6 +81,7 @@ optim_wrapper = dict(
     # Stabilizes the first iterations of the heads at this learning rate.
     clip_grad=dict(max_norm=10),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True),

@@ -1,5 +1,4 @@
-import importlib.util
-from pathlib import Path
+from functools import partial
 
 import cv2
 import numpy as np
@@ -7,24 +6,11 @@ import pytest
 
 from ccop_mm.proposals import ProposalStore
 
-TOOL = Path(__file__).resolve().parents[3] / 'tools' / 'misc' / 'browse_proposals.py'
-
 
 @pytest.fixture
-def browse_tool(capsys):
+def browse_tool(call_tool):
     """Runs the tool: ``browse_tool(*arguments) -> (exit code, stdout, stderr)``."""
-    spec = importlib.util.spec_from_file_location('browse_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def call(*arguments):
-        try:
-            code = tool.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return (code, *capsys.readouterr())
-
-    return call
+    return partial(call_tool, 'misc/browse_proposals.py')
 
 
 def test_images_are_written_to_a_directory(browse_tool, tmp_path):
@@ -36,7 +22,7 @@ def test_images_are_written_to_a_directory(browse_tool, tmp_path):
     ProposalStore(entries).save(tmp_path / 'x.npz')
     arguments = (tmp_path / 'x.npz', '--images', tmp_path / 'images', '--out', tmp_path / 'out')
     code, stdout, stderr = browse_tool(*arguments)
-    assert code is None and stdout.startswith('2 ') and str(tmp_path / 'out') in stdout
+    assert code == 0 and stdout.startswith('2 ') and str(tmp_path / 'out') in stdout
     assert 'c.png' in stderr and stderr.count('\n') == 1
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png.jpg', 'b.png.jpg']
     code, stdout, stderr = browse_tool(*arguments, '--num', 0)

@@ -20,21 +20,9 @@ TOOL_NAMES = ['export_checkpoint.py', 'import_checkpoint.py']
 
 
 @pytest.fixture
-def call(capsys):
-    """Runs a tool in this process; returns exit code, stdout and stderr."""
-
-    def call(tool, *arguments):
-        main = runpy.run_path(str(TOOLS / tool))['main']
-        code = 0
-        capsys.readouterr()  # discards what was printed before
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            code = error.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def call(call_tool):
+    """Calls a converter; returns exit code, stdout and stderr."""
+    return lambda tool, *arguments: call_tool(f'model_converters/{tool}', *arguments)
 
 
 @pytest.mark.parametrize('tool', TOOL_NAMES)
