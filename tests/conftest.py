@@ -7,8 +7,12 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # one process per core: more threads wo
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 # isort: split
+import random
+
+import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from tool_runner import call_tool  # noqa: F401  fixture
 
 import ccop_mm  # noqa: F401  patches the upstream libraries, without which mmselfsup cannot be imported
@@ -32,6 +36,18 @@ def voc_animals():
     if not path.is_dir():
         pytest.skip(f'needs the images of {path.name}, which are not part of the project')
     return path
+
+
+@pytest.fixture(autouse=True)
+def independent_tests():
+    """Makes tests independent of their order: seeds the global generators with 0, and restores mmengine's scopes."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    scopes = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
 
 
 @pytest.fixture
