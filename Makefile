@@ -4,14 +4,15 @@
 # make lint        ruff, codespell, import-linter and mypy, as in CI
 # make clean       remove build files (work_dirs/ is kept)
 # Settings: VENV=.venv  STACK=onedl|openmmlab  PYTHON=python3  WHEELS=folder of wheels to prefer  DATA=COCO-style folder
-#           JOBS=number of test processes (default: one per core)
+#           JOBS=number of test processes (default: cores + 1)
 VENV ?= .venv
 STACK ?= onedl
 PYTHON ?= python3
 WHEELS ?=
 DATA ?=
 OUT ?= work_dirs/demo
-JOBS ?= auto
+# One more than there are cores, because many tests wait for processes that they start.
+JOBS ?= $(shell expr $$(nproc) + 1)
 
 # With several processes on few cores, threads that busy-wait for long slow training down several times, and threads that
 # never do slow down small training steps (docs/performance.md).
