@@ -190,7 +190,6 @@ class CCOP(BaseModel):
         # Eq. 2: momentum update of the key encoder; embeddings of the key view and of all candidates.
         self.encoder_k.update(self._encoder_parts())
         image_k, candidates = self._encode_keys(images_k, plan)
-
         with torch.autocast(images_q.device.type, enabled=False):  # similarities / 0.2 need float32
             # Eq. 6: the candidate least similar to the query is the positive key.
             hardest = self.object_head.select(object_q.detach(), candidates, plan.valid)
