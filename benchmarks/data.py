@@ -187,7 +187,7 @@ class SingleImageBackend(BaseStorageBackend):
         return self.content
 
     def get_text(self, filepath: str) -> str:
-        raise NotImplementedError
+        return self.get(filepath).decode()
 
 
 def process_megabytes(process: int | str = 'self') -> tuple[float, float]:

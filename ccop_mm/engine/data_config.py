@@ -3,9 +3,10 @@
 import copy
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import iterate_datasets
 
 
 def check_data_paths(cfg: Config, part: str) -> None:
@@ -22,7 +23,7 @@ def check_data_paths(cfg: Config, part: str) -> None:
     loader, evaluators = cfg.get(f'{part}_dataloader'), cfg.get(f'{part}_evaluator')
     if loader is None:
         return
-    for dataset in unwrap_datasets(loader.get('dataset') or {}):
+    for _, dataset, _ in iterate_datasets(loader.get('dataset'), f'{part}_dataloader.dataset'):
         root = dataset.get('data_root') or ''
         # With backend_args the images may be in a remote storage.
         prefixes = [] if dataset.get('backend_args') else (dataset.get('data_prefix') or {}).values()
@@ -56,7 +57,7 @@ def tolerate_unreadable_images(cfg: Config, loader: str, unreadable: str) -> Non
     if cfg.get('default_scope') != 'mmdet' or cfg.get(loader) is None:
         return
     cfg[loader] = copy.deepcopy(cfg[loader])  # val_dataloader and test_dataloader are often the same object
-    for dataset in unwrap_datasets(cfg[loader].get('dataset') or {}):
+    for _, dataset, _ in iterate_datasets(cfg[loader].get('dataset'), f'{loader}.dataset'):
         for transform in dataset.get('pipeline') or []:
             if transform.get('type') in ('LoadImageFromFile', 'mmdet.LoadImageFromFile'):
                 transform.update(type='LoadReadableImage', unreadable=unreadable)
@@ -73,16 +74,3 @@ def fit_worker_options(cfg: Config) -> None:
         if isinstance(loader, dict) and not loader.get('num_workers', 0):
             for option in ('persistent_workers', 'prefetch_factor', 'multiprocessing_context'):
                 loader.pop(option, None)
-
-
-def unwrap_datasets(dataset: ConfigDict) -> list[ConfigDict]:
-    """Returns the configs of the datasets inside ``RepeatDataset``, ``ConcatDataset`` and similar wrappers.
-
-    Args:
-        dataset (ConfigDict): Config of a dataset; returned as the only element if it is not a wrapper.
-    """
-    if 'dataset' in dataset:
-        return unwrap_datasets(dataset['dataset'])
-    if 'datasets' in dataset:
-        return [inner for part in dataset['datasets'] for inner in unwrap_datasets(part)]
-    return [dataset]

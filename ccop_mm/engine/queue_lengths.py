@@ -3,13 +3,13 @@
 import logging
 
 from mmengine.config import Config
-from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS
 
 from ccop_mm.models.queue import suggest_lengths, suggest_moco_length
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import expected_world_size
 
 #: Fraction of an image's proposals that are visible in both views: 10.1 of 40 and 12.8 of 50 with MoCo v2's crops at
 #: 224 px, on 31 COCO images with selective search (docs/design.md).
@@ -40,7 +40,7 @@ def fit_queues(cfg: Config) -> None:
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
         dataset = DATASETS.build({**dataset_cfg, 'pipeline': []})
-    batch_size = loader.get('batch_size', 1) * get_world_size()
+    batch_size = loader.get('batch_size', 1) * (expected_world_size(cfg) or 1)
     if len(dataset) < batch_size:
         raise InputError(
             f'the dataset has {len(dataset)} images, fewer than the batch size of {batch_size}; lower '

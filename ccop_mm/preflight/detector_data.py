@@ -13,11 +13,12 @@ from ccop_mm.preflight.findings import Report
 from ccop_mm.preflight.image_checks import applies_orientation, check_images
 from ccop_mm.preflight.json_checks import check_json, check_segmentations
 from ccop_mm.preflight.keypoint_checks import check_flip_pairs, check_keypoint_head, check_keypoints, read_skeleton
-from ccop_mm.preflight.splits import Split, find_evaluators, find_splits, iterate_datasets
+from ccop_mm.preflight.splits import Split, find_evaluators, find_splits
 from ccop_mm.preflight.summary import count, describe_model, describe_schedule, total, used_images
 from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.coco_json import read_json
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import iterate_datasets
 from ccop_mm.utils.text import format_truncated
 
 

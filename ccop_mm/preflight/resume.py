@@ -18,18 +18,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, is_distributed
 
 from ccop_mm.preflight.dumped_config import UNSET, differences, format_value, parse_config, plain_config
 from ccop_mm.preflight.findings import Report
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import expected_world_size, iterate_datasets
 from ccop_mm.utils.text import format_truncated
 from ccop_mm.weights.checkpoint_file import read_run_checkpoint
 
@@ -76,9 +76,6 @@ _NOT_LISTED = re.compile(
     r'|randomness\.seed|.*\.proposal_file'
 )
 _RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'auto_scale_lr')
-
-# Environment variables from which mmengine's launchers read the number of processes.
-_NUM_PROCESSES = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
 
 
 def check_resume(cfg: Config, report: Report, resume: str | None) -> None:
@@ -292,15 +289,6 @@ def read_setup(message_hub: object) -> dict[str, Any]:
     return setup if isinstance(setup, dict) else {}
 
 
-def expected_world_size(cfg: Config) -> int | None:
-    """Returns the number of processes of a run, also before its process group exists; None if it is not known."""
-    if is_distributed():
-        return get_world_size()
-    launcher = cfg.get('launcher', 'none')
-    value = '1' if launcher == 'none' else os.environ.get(_NUM_PROCESSES.get(launcher, ''), '')
-    return int(value) if value.isdecimal() else None
-
-
 def schedule_digest(config: Mapping[str, Any]) -> str:
     """Returns a text that is equal for two configs if length and schedule of the training are.
 
@@ -315,7 +303,8 @@ def schedule_digest(config: Mapping[str, Any]) -> str:
 def proposal_files(config: Mapping[str, Any]) -> list[str]:
     """Returns the paths of the proposals of a training config, resolved like ``ProposalDataset`` does."""
     files = []
-    for dataset in _datasets((config.get('train_dataloader') or {}).get('dataset')):
+    datasets = iterate_datasets((config.get('train_dataloader') or {}).get('dataset'), 'train_dataloader.dataset')
+    for _, dataset, _ in datasets:
         path, root = dataset.get('proposal_file'), dataset.get('data_root')
         if isinstance(path, str):
             if isinstance(root, str) and root and '://' not in root and not os.path.isabs(path):
@@ -342,16 +331,6 @@ def _proposal_checksum(path: str) -> str | None:
             return arrays['checksum'].tobytes().hex()
     except Exception:  # a damaged file may raise anything; the dataset reports it
         return None
-
-
-def _datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields the configs of the datasets inside wrappers such as ``ConcatDataset``."""
-    if isinstance(dataset, Mapping):
-        parts = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else None)
-        if parts is None:
-            yield dataset
-        for part in parts or ():
-            yield from _datasets(part)
 
 
 def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:

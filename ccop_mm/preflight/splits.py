@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, DefaultScope, Registry
 
+from ccop_mm.utils.run_config import iterate_datasets
+
 #: Modules whose datasets read a COCO json. Other subclasses of mmdet's ``CocoDataset`` may read another format.
 COCO_READERS = ('mmdet.datasets.coco', 'ccop_mm.detection.coco_keypoint_dataset')
 
@@ -106,20 +108,6 @@ def find_evaluators(cfg: Config, part: str) -> list[tuple[str, ConfigDict]]:
         for name, evaluator in named
         if str(evaluator.get('type')).rpartition('.')[2] in ('CocoMetric', 'CocoKeypointMetric')
     ]
-
-
-def iterate_datasets(dataset: ConfigDict, key: str, repeats: int = 1) -> Iterator[tuple[str, ConfigDict, int]]:
-    """Yields config key, config and number of repeats of each dataset inside wrappers such as ``ConcatDataset``."""
-    if not isinstance(dataset, Mapping):  # an object that was built before
-        return
-    if 'dataset' in dataset:
-        times = dataset.get('times', 1)
-        yield from iterate_datasets(dataset['dataset'], f'{key}.dataset', repeats * (times if times else 1))
-    elif 'datasets' in dataset:
-        for number, inner in enumerate(dataset['datasets']):
-            yield from iterate_datasets(inner, f'{key}.datasets.{number}', repeats)
-    elif dataset:
-        yield key, dataset, repeats
 
 
 def iterate_transforms(pipeline: Sequence[Any]) -> Iterator[Mapping[str, Any]]:

@@ -1,16 +1,15 @@
 """Describes model and schedule of a run for the last line of a report."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dist import get_world_size
 
 from ccop_mm.preflight.coco_table import CocoTable
 from ccop_mm.preflight.splits import Split
+from ccop_mm.utils.run_config import expected_world_size
 
 
 def describe_model(cfg: Config) -> str | None:
@@ -46,7 +45,7 @@ def describe_schedule(cfg: Config, num_images: int | None) -> str | None:
         return None
     # A step of the optimizer is meant, which accumulates the gradients of several iterations.
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    batch_size = (loader.get('batch_size') or 1) * _num_processes(cfg)
+    batch_size = (loader.get('batch_size') or 1) * (expected_world_size(cfg) or 1)
     iterations = loop.get('max_iters')
     if iterations is None:
         if num_images is None or not loop.get('max_epochs'):
@@ -54,14 +53,6 @@ def describe_schedule(cfg: Config, num_images: int | None) -> str | None:
         per_epoch = num_images / batch_size
         iterations = loop['max_epochs'] * (math.floor(per_epoch) if loader.get('drop_last') else math.ceil(per_epoch))
     return f'{math.ceil(iterations / accumulated):,} steps of {batch_size * accumulated:,}'
-
-
-def _num_processes(cfg: Config) -> int:
-    """Returns the number of processes, also before mmengine has connected them."""
-    if cfg.get('launcher', 'none') == 'none':
-        return 1
-    variable = os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or '1'
-    return max(get_world_size(), int(variable))
 
 
 def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:

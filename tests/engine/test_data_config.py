@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config, ConfigDict
 from torch.utils.data import DataLoader
 
-from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images, unwrap_datasets
+from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images
 from ccop_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,13 +57,6 @@ def test_remote_paths_are_not_checked():
         (loader(), dict(ann_file='s3://bucket/a.json')),
     ):
         check_data_paths(config('train', data, evaluator), 'train')
-
-
-def test_unwrap_datasets():
-    first, second, third = (dict(type='CocoDataset', ann_file=name) for name in 'abc')
-    nested = dict(type='ConcatDataset', datasets=[dict(type='RepeatDataset', dataset=first), second])
-    assert unwrap_datasets(ConfigDict(type='ConcatDataset', datasets=[nested, third])) == [first, second, third]
-    assert unwrap_datasets(ConfigDict(first)) == [first]
 
 
 def test_detectors_tolerate_unreadable_images():

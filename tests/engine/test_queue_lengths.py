@@ -96,3 +96,13 @@ def test_dataset_smaller_than_batch(config):
     config.train_dataloader.batch_size = 21
     with pytest.raises(InputError, match='20 images.* 21;'):
         fit_queues(config)
+
+
+def test_batch_size_counts_all_processes_before_their_group_exists(config, monkeypatch):
+    config.train_dataloader.batch_size = 5
+    config.launcher = 'pytorch'
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    fit_queues(config)
+    monkeypatch.setenv('WORLD_SIZE', '5')
+    with pytest.raises(InputError, match='20 images.* 25'):
+        fit_queues(config)

@@ -1,0 +1,42 @@
+"""Questions about the config of a run that several checks have in common."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import get_world_size, is_distributed
+
+# Environment variables from which mmengine's launchers read the number of processes.
+_NUM_PROCESSES = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+
+
+def expected_world_size(cfg: Config) -> int | None:
+    """Returns the number of processes of a run, also before its process group exists; None if it is not known."""
+    if is_distributed():
+        return get_world_size()
+    launcher = cfg.get('launcher', 'none')
+    value = '1' if launcher == 'none' else os.environ.get(_NUM_PROCESSES.get(launcher, ''), '')
+    return int(value) if value.isdecimal() else None
+
+
+def iterate_datasets(dataset: Any, key: str, repeats: int = 1) -> Iterator[tuple[str, Any, int]]:
+    """Yields each dataset inside wrappers such as ``RepeatDataset`` and ``ConcatDataset``.
+
+    Args:
+        dataset (Mapping): Config of a dataset. Anything else, such as a dataset that was built before, is skipped.
+        key (str): Config key of ``dataset``.
+        repeats (int): How often outer wrappers repeat the dataset.
+
+    Yields:
+        tuple[str, Mapping, int]: Config key, config and number of repeats.
+    """
+    if not isinstance(dataset, Mapping):
+        return
+    if 'dataset' in dataset:
+        yield from iterate_datasets(dataset['dataset'], f'{key}.dataset', repeats * (dataset.get('times', 1) or 1))
+    elif 'datasets' in dataset:
+        for number, inner in enumerate(dataset['datasets']):
+            yield from iterate_datasets(inner, f'{key}.datasets.{number}', repeats)
+    elif dataset:
+        yield key, dataset, repeats
