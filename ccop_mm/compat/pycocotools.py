@@ -66,7 +66,7 @@ def match_annotation_zero() -> None:
         of annotation 0 is therefore a false positive, and a detection with id 0 is matched several times.
 
     Fix:
-        Replace id 0 by an unused id in the copies that are evaluated.
+        Replace each id 0 by an unused id in the copies that are evaluated.
 
     Remove when:
         pycocotools marks unmatched detections by another value.
@@ -89,8 +89,8 @@ def match_annotation_zero() -> None:
             ]
             if zeros:
                 unused = 1 + max(annotation['id'] for group in groups.values() for annotation in group)
-                for group, index in zeros:
-                    group[index] = dict(group[index], id=unused)
+                for new_id, (group, index) in enumerate(zeros, start=unused):
+                    group[index] = dict(group[index], id=new_id)
 
     COCOeval._prepare = prepare_with_positive_ids
 

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,14 @@ LOADER_ARGUMENTS = frozenset(inspect.signature(DataLoader).parameters) | {
     'num_batch_per_epoch',
 }
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+#: Hooks that every training run has, by their key in ``default_hooks``. ``default_hooks = dict(finite_loss=None)``
+#: leaves one out.
+ALWAYS = {'finite_loss': 'FiniteLossHook', 'first_iteration': 'FirstIterationHook'}
+#: The same for CCOP.
+PRETRAINING = {'accumulation': 'GradientAccumulationHook'}
+#: The same for detectors, also in tests.
+DETECTION = {'unreadable_images': 'UnreadableImageHook'}
 
 #: Functions that receive the keyword arguments which a class does not name, by class name.
 FORWARDED_TO: dict[str, Callable] = {'CompileHook': torch.compile}
@@ -66,9 +74,9 @@ class Component:
 
 
 def type_name(node: Any) -> str:
-    """Returns the ``type`` of a part of a config without its scope, such as ``'CCOP'``."""
-    kind = node.get('type') if isinstance(node, dict) else None
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+    """Returns the ``type`` of a part of a config without its scope, such as ``'CCOP'``; ``''`` if it has none."""
+    kind = node.get('type') if isinstance(node, Mapping) else None
+    return str(getattr(kind, '__name__', kind or '')).rpartition('.')[2]
 
 
 def closest(name: str, known: Collection[str], cutoff: float = 0.6) -> str | None:
@@ -92,6 +100,24 @@ def find_class(registry: Registry, kind: Any, scope: str) -> Any:
             return scoped.get(kind)
         except Exception:  # what the import of an unknown module raises
             return None
+
+
+def default_argument(target: Any, name: str) -> Any:
+    """Returns the default value of a constructor's argument.
+
+    Args:
+        target (Any): Class; the first of its bases that names the argument determines the value.
+        name (str): Argument.
+
+    Returns:
+        Any: Default value; None if there is none, or if ``target`` is not a class.
+    """
+    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
+        constructor = vars(cls).get('__init__')
+        parameter = None if constructor is None else inspect.signature(constructor).parameters.get(name)
+        if parameter is not None:
+            return None if parameter.default is inspect.Parameter.empty else parameter.default
+    return None
 
 
 def registered_names(registry: Registry, scope: str) -> set[str]:
@@ -217,6 +243,7 @@ def _loader_components(loader: Any, path: str, scope: str) -> Iterator[Component
 
 
 def _dataset_components(dataset: Any, path: str, scope: str) -> Iterator[Component]:
+    """Yields a dataset, its wrappers, which ``iterate_datasets`` leaves out, and the transforms of both."""
     if not isinstance(dataset, dict):
         return
     scope = dataset.get('_scope_') or scope

@@ -1,7 +1,5 @@
 """Checks of the classes of a detector: in the config, in the annotation files, and in the heads."""
 
-import difflib
-import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +8,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from ccop_mm.preflight.arguments import closest, default_argument, find_class
 from ccop_mm.preflight.coco_table import CocoTable, duplicates
 from ccop_mm.preflight.findings import Report
-from ccop_mm.preflight.splits import Split, resolve_type
+from ccop_mm.preflight.splits import Split
 from ccop_mm.preflight.summary import count
 from ccop_mm.utils.text import format_truncated
 
 #: Parts of a detector and of its RoI head that predict one output per class.
 HEADS = ('bbox_head', 'mask_head', 'mask_iou_head', 'point_head', 'query_head')
-#: Similarity from which difflib offers a name.
-MIN_SIMILARITY = 0.6
 
 
 def read_classes(split: Split, report: Report) -> list[str] | None:
@@ -106,8 +103,8 @@ def check_categories(table: CocoTable, classes: Sequence[str], split: Split, rep
 def _nearest(name: str, candidates: Sequence[str]) -> str:
     """Returns ``' (nearest: ...)'`` with the most similar candidate, or ``''`` if none is similar."""
     lowered = {candidate.lower(): candidate for candidate in candidates}
-    matches = difflib.get_close_matches(name.lower().strip(), lowered, n=1, cutoff=MIN_SIMILARITY)
-    return f' (nearest: {lowered[matches[0]]!r})' if matches else ''
+    match = closest(name.lower().strip(), lowered)
+    return f' (nearest: {lowered[match]!r})' if match is not None else ''
 
 
 def check_splits_agree(classes: Mapping[str, Sequence[str]], report: Report) -> None:
@@ -119,16 +116,31 @@ def check_splits_agree(classes: Mapping[str, Sequence[str]], report: Report) -> 
     """
     keys = list(classes)
     for key in keys[1:]:
-        first, other = list(classes[keys[0]]), list(classes[key])
-        if first != other:
-            pairs = enumerate(itertools.zip_longest(first, other, fillvalue='nothing'))
-            index, (expected, found) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
-            report.error(
-                f'{key}.metainfo.classes',
-                f'the {len(other)} classes differ from the {len(first)} of {keys[0]}: label {index} is {found!r}, '
-                f'there {expected!r}',
-                'use the same classes in the same order for all datasets',
+        difference = describe_difference(classes[key], classes[keys[0]], keys[0])
+        if difference is not None:
+            fix = 'use the same classes in the same order for all datasets'
+            report.error(f'{key}.metainfo.classes', difference, fix)
+
+
+def describe_difference(classes: Sequence[str], expected: Sequence[str], owner: str) -> str | None:
+    """Describes the first label that stands for another class.
+
+    Args:
+        classes (Sequence[str]): Classes to compare.
+        expected (Sequence[str]): Classes to compare with.
+        owner (str): What has the expected classes.
+
+    Returns:
+        str | None: None if all classes and their order are equal.
+    """
+    for index, pair in enumerate(itertools.zip_longest(classes, expected)):
+        if pair[0] != pair[1]:
+            found, other = ('missing' if name is None else repr(name) for name in pair)
+            return (
+                f'the {len(classes)} classes differ from the {len(expected)} of {owner}: label {index} is {found}, '
+                f'there {other}'
             )
+    return None
 
 
 def check_heads(cfg: Config, classes: Sequence[str], key: str, report: Report) -> None:
@@ -173,9 +185,5 @@ def _num_classes(head: Mapping[str, Any], scope: str | None) -> int | None:
     """Returns ``num_classes`` of a head, or the default of its class; None if it has none."""
     if 'num_classes' in head:
         return head['num_classes'] if isinstance(head['num_classes'], int) else None
-    head_class = resolve_type(MODELS, head, scope)
-    for kind in getattr(head_class, '__mro__', ()):
-        parameter = inspect.signature(kind.__init__).parameters.get('num_classes') if '__init__' in vars(kind) else None
-        if parameter is not None:
-            return parameter.default if isinstance(parameter.default, int) else None
-    return None
+    number = default_argument(find_class(MODELS, head.get('type'), scope or 'mmengine'), 'num_classes')
+    return number if isinstance(number, int) else None

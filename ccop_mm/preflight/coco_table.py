@@ -14,6 +14,9 @@ import numpy as np
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.text import format_truncated
 
+#: Types of the numbers of a parsed json.
+NUMBERS = frozenset({int, float})
+
 
 @dataclass(eq=False)
 class CocoTable:
@@ -32,8 +35,9 @@ class CocoTable:
         category_rows (np.ndarray): (n,) int64 index of its category, -1 if the json has no such category.
         boxes (np.ndarray): (n, 4) float64 x, y, width, height; NaN in a row that is not four numbers.
         has_box (np.ndarray): (n,) bool, whether the annotation has a box of four numbers.
-        areas (np.ndarray): (n,) float64, NaN where missing.
-        has_area (np.ndarray): (n,) bool.
+        areas (np.ndarray): (n,) float64, NaN where missing or not a number.
+        has_area (np.ndarray): (n,) bool, whether the annotation has ``area``.
+        has_numeric_area (np.ndarray): (n,) bool, whether its ``area`` is a number.
         has_segmentation (np.ndarray): (n,) bool, whether it has a segmentation that is not empty.
         is_crowd (np.ndarray): (n,) bool.
         has_crowd_flag (np.ndarray): (n,) bool, whether it has ``iscrowd``.
@@ -54,6 +58,7 @@ class CocoTable:
     has_box: np.ndarray
     areas: np.ndarray
     has_area: np.ndarray
+    has_numeric_area: np.ndarray
     has_segmentation: np.ndarray
     is_crowd: np.ndarray
     has_crowd_flag: np.ndarray
@@ -100,6 +105,7 @@ class CocoTable:
             has_box=has_box,
             areas=_numbers(areas),
             has_area=_present(areas),
+            has_numeric_area=_are_numbers(areas),
             has_segmentation=np.array([bool(annotation.get('segmentation')) for annotation in annotations], dtype=bool),
             is_crowd=np.array(list(map(bool, crowd)), dtype=bool),
             has_crowd_flag=_present(crowd),
@@ -202,25 +208,29 @@ def _integer_rows(ids: np.ndarray, references: np.ndarray) -> np.ndarray:
     return np.where(ids[rows] == references, rows, -1)
 
 
+def _are_numbers(values: Sequence[Any]) -> np.ndarray:
+    """Returns whether values are numbers, (n,) bool; numbers as text and booleans are not."""
+    if set(map(type, values)) <= NUMBERS:
+        return np.ones(len(values), dtype=bool)
+    return np.array([type(value) in NUMBERS for value in values], dtype=bool)
+
+
 def _numbers(values: Sequence[Any]) -> np.ndarray:
     """Converts values to float64, NaN for None and for everything that is not a number."""
-    try:
-        return np.array(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError):
-        return np.array([value if isinstance(value, (int, float)) else np.nan for value in values], dtype=np.float64)
+    if set(map(type, values)) <= NUMBERS:
+        return np.array(values, dtype=np.float64)
+    return np.array([value if type(value) in NUMBERS else np.nan for value in values], dtype=np.float64)
 
 
 def _box_rows(boxes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Converts boxes to (n, 4) float64 and (n,) bool: whether a row is four numbers. Other rows are NaN."""
     count = len(boxes)
-    try:
-        if set(map(len, boxes)) <= {4}:
-            values = np.fromiter(itertools.chain.from_iterable(boxes), np.float64, 4 * count)
-            return values.reshape(count, 4), np.ones(count, dtype=bool)
-    except (TypeError, ValueError):
-        pass  # a box is missing, or a value is not a number
+    if set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}:
+        values = list(itertools.chain.from_iterable(boxes))
+        if set(map(type, values)) <= NUMBERS:
+            return np.array(values, dtype=np.float64).reshape(count, 4), np.ones(count, dtype=bool)
     rows, valid = np.full((count, 4), np.nan), np.zeros(count, dtype=bool)
     for row, box in enumerate(boxes):
-        if isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box):
+        if isinstance(box, (list, tuple)) and len(box) == 4 and NUMBERS.issuperset(map(type, box)):
             rows[row], valid[row] = box, True
     return rows, valid

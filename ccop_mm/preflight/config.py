@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +17,14 @@ from ccop_mm.preflight.arguments import (
     LOADERS,
     accepted_arguments,
     closest,
+    default_argument,
     find_class,
     find_components,
     registered_names,
     type_name,
 )
 from ccop_mm.preflight.findings import Report
+from ccop_mm.utils.run_config import expected_world_size
 
 #: Top-level keys that mmengine, mmdet's tools or this project read, and the types of their values.
 _DICT, _LIST, _TEXT = (dict,), (list, tuple), (str,)
@@ -55,21 +56,15 @@ SMALL_CONFIG = 'configs/ccop/ccop_r18_fpn_demo.py'
 NORM_LAYERS = frozenset({'BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN'})
 
 
-def check_config(cfg: Config, report: Report, resume: str | None = None) -> None:
-    """Checks the keys of a training config and the settings that depend on each other.
-
-    Args:
-        cfg (Config): Training config.
-        report (Report): Receives the findings.
-        resume (str, optional): Not used.
-    """
+def check_config(cfg: Config, report: Report) -> None:
+    """Checks the keys of a training config and the settings that depend on each other."""
     check_keys(cfg, report, unused=('test_',))
     check_curriculum(cfg, report)
     check_batch_statistics(cfg, report)
     check_device(cfg, report)
 
 
-def check_test_config(cfg: Config, report: Report, checkpoint: str) -> None:
+def check_test_config(cfg: Config, report: Report) -> None:
     """Checks the keys of a test config."""
     check_keys(cfg, report, unused=('train_', 'val_', 'optim_wrapper', 'param_scheduler'))
 
@@ -271,10 +266,10 @@ def _as_code(value: Any) -> str:
 
 def check_batch_statistics(cfg: Config, report: Report) -> None:
     """Warns of a detector that trains batch normalization with one image per group of batch statistics."""
-    batch_size = (cfg.get('train_dataloader') or {}).get('batch_size')
-    if batch_size != 1 or cfg.get('default_scope') != 'mmdet':
+    loader = cfg.get('train_dataloader')
+    if not loader or loader.get('batch_size', 1) != 1 or cfg.get('default_scope') != 'mmdet':
         return
-    distributed = cfg.get('launcher', 'none') != 'none' and int(os.environ.get('WORLD_SIZE', 1)) > 1
+    distributed = (expected_world_size(cfg) or 1) > 1
     path = _trained_norm(cfg.get('model'), 'model', cfg.get('default_scope'), distributed)
     if path is not None:
         report.warning(
@@ -310,12 +305,7 @@ def _keeps_statistics(node: Mapping, scope: str) -> bool:
     """Returns whether a backbone has ``norm_eval=True``, as mmdet's have by default."""
     if 'norm_eval' in node:
         return bool(node['norm_eval'])
-    target = find_class(registries.MODELS, node.get('type'), scope)
-    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
-        parameter = inspect.signature(cls).parameters.get('norm_eval')
-        if parameter is not None:
-            return bool(parameter.default)
-    return False
+    return bool(default_argument(find_class(registries.MODELS, node.get('type'), scope), 'norm_eval'))
 
 
 def check_device(cfg: Config, report: Report) -> None:

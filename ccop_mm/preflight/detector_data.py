@@ -1,34 +1,35 @@
 """Checks of the data of a detector against its config, and the description of data, model and schedule."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
 
+from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.class_checks import check_categories, check_heads, check_splits_agree, read_classes
 from ccop_mm.preflight.coco_table import CocoTable, paused_garbage_collection
 from ccop_mm.preflight.findings import Report
 from ccop_mm.preflight.image_checks import applies_orientation, check_images
 from ccop_mm.preflight.json_checks import check_json, check_segmentations
 from ccop_mm.preflight.keypoint_checks import check_flip_pairs, check_keypoint_head, check_keypoints, read_skeleton
+from ccop_mm.preflight.resume import proposal_file
 from ccop_mm.preflight.splits import Split, find_evaluators, find_splits
 from ccop_mm.preflight.summary import count, describe_model, describe_schedule, total, used_images
-from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.coco_json import read_json
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.run_config import iterate_datasets
 from ccop_mm.utils.text import format_truncated
 
 
-def check_training_data(cfg: Config, report: Report, resume: str | None = None) -> None:
+def check_training_data(cfg: Config, report: Report) -> None:
     """Checks the training and validation data of a detector; describes those of a pre-training.
 
     Args:
         cfg (Config): Training config; not modified.
         report (Report): Receives the findings, and the number of images, boxes and steps.
-        resume (str, optional): Not used.
     """
     num_images = _check_data(cfg, ('train', 'val'), report)
     if num_images is None:
@@ -38,13 +39,12 @@ def check_training_data(cfg: Config, report: Report, resume: str | None = None) 
             report.saw(part)
 
 
-def check_test_data(cfg: Config, report: Report, checkpoint: str | None = None) -> None:
+def check_test_data(cfg: Config, report: Report) -> None:
     """Checks the test data of a detector.
 
     Args:
         cfg (Config): Config of a detector; not modified.
         report (Report): Receives the findings, and the number of images and boxes.
-        checkpoint (str, optional): Not used.
     """
     if cfg.get('test_dataloader') is None:
         report.error('test_dataloader', 'the config has none', 'only detectors have a test')
@@ -212,18 +212,36 @@ def _check_evaluator(
 
 
 def _describe_proposals(cfg: Config, report: Report) -> int | None:
-    """Adds the content of the proposals file of a pre-training; returns the number of images, None if unknown."""
-    loader = cfg.get('train_dataloader') or {}
-    number = None
-    for _, dataset, repeats in iterate_datasets(loader.get('dataset') or {}, 'train_dataloader.dataset'):
-        path = os.path.join(dataset.get('data_root') or '', dataset.get('proposal_file') or '')
-        if not str(dataset.get('type')).endswith('ProposalDataset') or not path.endswith('.npz'):
-            continue
-        try:
-            store = ProposalStore.load(path)
-        except InputError:  # reported where the dataset is built
-            continue
-        number = len(store) * repeats
-        report.saw(count(number, 'image', 'images'))
-        report.saw(count(int(store.num_boxes.sum()), 'proposal', 'proposals'))
-    return number
+    """Adds the content of the proposals files of a pre-training; returns the number of images, None if unknown."""
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset')
+    images: list[int | None] = []
+    proposals: list[int | None] = []
+    for _, part, repeats in iterate_datasets(dataset, 'train_dataloader.dataset'):
+        counts = _count_proposals(part)
+        images.append(counts and counts[0] * repeats)
+        proposals.append(counts and counts[1] * repeats)
+    num_images, num_proposals = total(images), total(proposals)
+    if num_images is not None and num_proposals is not None:
+        report.saw(count(num_images, 'image', 'images'))
+        report.saw(count(num_proposals, 'proposal', 'proposals'))
+    return num_images
+
+
+def _count_proposals(dataset: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns the number of images and of boxes of a proposals file; the dataset verifies the file when it is built.
+
+    Args:
+        dataset (Mapping): Config of a dataset.
+
+    Returns:
+        tuple[int, int] | None: None for other datasets and files, and if the file cannot be read.
+    """
+    path = proposal_file(dataset)
+    if path is None or not path.endswith('.npz') or not type_name(dataset).endswith('ProposalDataset'):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:  # reads the arrays that are used
+            offsets = arrays['offsets']
+        return len(offsets) - 1, int(offsets[-1])
+    except Exception:  # a damaged file may raise anything; the dataset reports it
+        return None

@@ -1,7 +1,10 @@
 """Findings of the preflight checks, and the report that collects them."""
 
 import enum
+import logging
 from dataclasses import dataclass, field
+
+from mmengine.logging import print_log
 
 from ccop_mm.utils.errors import InputError
 
@@ -76,14 +79,27 @@ class Report:
     @property
     def summary(self) -> str:
         """One line: what was checked, and the number of findings."""
-        counts = f'{len(self.errors)} errors, {len(self.warnings)} warnings'
+        errors, warnings = len(self.errors), len(self.warnings)
+        counts = f'{errors} error{"s" * (errors != 1)}, {warnings} warning{"s" * (warnings != 1)}'
         return f'checked: {", ".join(self.seen) or "the config"}; {counts}'
 
-    def raise_errors(self) -> None:
+    def log(self) -> None:
+        """Logs the warnings and the summary."""
+        for finding in self.warnings:
+            print_log(str(finding), 'current', logging.WARNING)
+        print_log(self.summary, 'current')
+
+    def raise_errors(self, details: bool = True) -> None:
         """Raises if there is an error.
 
+        Args:
+            details (bool): Whether the message has one line per error; False for all but one of several processes.
+
         Raises:
-            PreflightError: With one line per finding of level ERROR.
+            PreflightError: There is a finding of level ERROR.
         """
-        if self.errors:
-            raise PreflightError('\n'.join(str(finding) for finding in self.errors))
+        if not self.errors:
+            return
+        if not details:
+            raise PreflightError('ERROR this process: not started; see the lines of the first process of this machine')
+        raise PreflightError('\n'.join(str(finding) for finding in self.errors))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.coco_table import CocoTable
 from ccop_mm.preflight.findings import Report
-from ccop_mm.preflight.splits import transform_name
 from ccop_mm.utils.text import format_truncated
 
 #: Largest fraction of missing images that is tolerated, as for unreadable images in pre-training
@@ -148,7 +148,7 @@ def _stem(name: str) -> str:
 def applies_orientation(pipeline: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the transform that loads the images turns them by their EXIF orientation, as mmcv does by default."""
     for transform in pipeline:
-        if transform_name(transform) in ('LoadImageFromFile', 'LoadReadableImage'):
+        if type_name(transform) in ('LoadImageFromFile', 'LoadReadableImage'):
             color = str(transform.get('color_type', 'color'))
             ignores = color == 'unchanged' or color.endswith('ignore_orientation')
             return not ignores and transform.get('imdecode_backend') != 'turbojpeg'

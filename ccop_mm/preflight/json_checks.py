@@ -128,11 +128,12 @@ def _check_boxes(table: CocoTable, report: Report) -> None:
     known = finite & np.isfinite(table.image_sizes).all(axis=1)
     convention = infer_convention(table.boxes[known], table.image_sizes[known])
     if convention is not None:
-        row = int(np.flatnonzero(known)[0])
+        name, index = convention
+        row = int(np.flatnonzero(known)[index])
         box = ', '.join(f'{value:g}' for value in table.boxes[row])
         report.error(
             table.path,
-            f'the boxes look like {convention}, for example ({box}) of annotation {table.annotation_ids[row]!r}',
+            f'the boxes look like {name}, for example ({box}) of annotation {table.annotation_ids[row]!r}',
             'a COCO json has (x, y, width, height) in pixels: convert the boxes',
         )
         return
@@ -155,7 +156,7 @@ def _check_boxes(table: CocoTable, report: Report) -> None:
         )
 
 
-def infer_convention(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
+def infer_convention(boxes: np.ndarray, sizes: np.ndarray) -> tuple[str, int] | None:
     """Recognizes boxes that are not (x, y, width, height) in pixels.
 
     Args:
@@ -163,23 +164,25 @@ def infer_convention(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
         sizes (np.ndarray): (n, 2) width and height of the image of each box.
 
     Returns:
-        str | None: The convention that the boxes seem to have, or None if nothing contradicts COCO's.
+        tuple[str, int] | None: The convention that the boxes seem to have, and the index of the first box that
+        contradicts COCO's; None if nothing does.
     """
     if not len(boxes):
         return None
     # A placeholder of zeros fits every convention.
     relative = boxes.any(axis=1) & (np.abs(boxes) <= MAX_NORMALIZED).all(axis=1) & (sizes > MAX_NORMALIZED).all(axis=1)
     if relative.mean() >= MIN_UNUSUAL:
-        return 'coordinates relative to the image size'
-    if len(boxes) < MIN_BOXES or _exceed(boxes, sizes, TOLERANCE).mean() < MIN_UNUSUAL:
+        return 'coordinates relative to the image size', int(np.argmax(relative))
+    exceeding = _exceed(boxes, sizes, TOLERANCE)
+    if len(boxes) < MIN_BOXES or exceeding.mean() < MIN_UNUSUAL:
         return None
     first, second = boxes[:, :2], boxes[:, 2:]
     corners = (second >= first) & (second <= sizes + TOLERANCE) & (first >= -TOLERANCE)
     if corners.all(axis=1).mean() >= MIN_FITTING:
-        return '(x1, y1, x2, y2)'
+        return '(x1, y1, x2, y2)', int(np.argmax(exceeding))
     centers = (first - second / 2 >= -TOLERANCE) & (first + second / 2 <= sizes + TOLERANCE)
     if centers.all(axis=1).mean() >= MIN_FITTING:
-        return '(center x, center y, width, height)'
+        return '(center x, center y, width, height)', int(np.argmax(exceeding))
     return None
 
 
@@ -209,14 +212,22 @@ def _check_areas(table: CocoTable, report: Report) -> None:
             f'{table.examples(missing)}',
             'the area of the polygon, mask or box is used, on which AP by size and keypoint AP depend',
         )
+    invalid = table.has_area & ~table.has_numeric_area
+    if invalid.any():
+        report.error(
+            table.path,
+            f'{invalid.sum():,} of {table.num_annotations:,} annotations have an "area" that is not a number, the '
+            f'first are {table.examples(invalid)}',
+            'mmdet cannot read them: write a number without quotation marks, or remove "area"',
+        )
     with np.errstate(invalid='ignore'):
         has_extent = (table.boxes[:, 2:] >= 1).all(axis=1)
-        empty = table.has_area & has_extent & ~(table.areas > 0)
+        empty = table.has_numeric_area & has_extent & ~(table.areas > 0)
     if empty.any():
         add = report.error if empty.mean() > MAX_LOST_FRACTION else report.warning
         add(
             table.path,
-            f'{empty.sum():,} of {table.num_annotations:,} annotations have an "area" of 0 or none that is a number, '
+            f'{empty.sum():,} of {table.num_annotations:,} annotations have an "area" of 0 or less, or NaN, '
             f'although their box is not empty, the first are {table.examples(empty)}',
             'mmdet ignores these objects, and keypoints never match: remove "area" to use that of the polygon or box',
         )

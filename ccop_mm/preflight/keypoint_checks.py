@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.coco_table import CocoTable
 from ccop_mm.preflight.findings import Report
-from ccop_mm.preflight.splits import Split, transform_name
+from ccop_mm.preflight.splits import Split
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.text import format_truncated
 
@@ -43,7 +44,7 @@ def check_flip_pairs(skeleton: Mapping[str, Any], split: Split, report: Report) 
         split (Split): Dataset.
         report (Report): Receives the findings.
     """
-    if not any('Flip' in transform_name(transform) and transform.get('prob') != 0 for transform in split.pipeline):
+    if not any('Flip' in type_name(transform) and transform.get('prob') != 0 for transform in split.pipeline):
         return
     unpaired = unpaired_names(skeleton['keypoint_names'], skeleton.get('flip_pairs') or ())
     if unpaired:

@@ -7,6 +7,8 @@ compared with the one in the checkpoint, key by key:
   parameter groups of the optimizer, and the checksum of the proposals. They change the meaning of an iteration or of
   the restored state. The number of images is compared when the dataset is built
   (:class:`ccop_mm.engine.resume.ResumedRunHook`).
+* Refused within an epoch: seed, samplers, and, in epoch-based training, the keys that select the images. They change
+  the order of the images.
 * Carried over exactly: number of epochs or iterations, and ``param_scheduler``, if the new schedule ends with the new
   training. The learning rate at every remaining iteration is then that of an uninterrupted run with the new config,
   and the curriculum ends at its final values. Other schedules are refused.
@@ -19,19 +21,17 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 
+from ccop_mm.preflight.arguments import ALWAYS, DETECTION, PRETRAINING
+from ccop_mm.preflight.checkpoint import RunCheckpoint
 from ccop_mm.preflight.dumped_config import UNSET, differences, format_value, parse_config, plain_config
 from ccop_mm.preflight.findings import Report
-from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.run_config import expected_world_size, iterate_datasets
 from ccop_mm.utils.text import format_truncated
-from ccop_mm.weights.checkpoint_file import read_run_checkpoint
 
 #: Entry of mmengine's message hub, and thus of every checkpoint: what :func:`check_resume` cannot read from the config.
 SETUP_KEY = 'training_setup'
@@ -61,13 +61,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     'train_dataloader': {'batch_size': 1},
 }
 
-# Hooks that every run has, see ccop_mm.engine.launch. Checkpoints of earlier releases lack them.
-_AUTOMATIC_HOOKS = (
-    'FiniteLossHook',
-    'FirstIterationHook',
-    'GradientAccumulationHook',
-    'StopHook',
-    'UnreadableImageHook',
+_REORDERED = 'images would be repeated and left out because their order would change'
+# Keys that determine which images the rest of an epoch contains. Iteration-based training has no epochs: its images may
+# be replaced at any iteration.
+_SAMPLERS = re.compile(r'train_dataloader\.(batch_)?sampler(\..*)?')
+_IMAGES = re.compile(r'train_dataloader\.dataset(\.dataset|\.datasets\.\d+)*\.(ann_file|indices|filter_cfg)(\..*)?')
+
+# Hooks that runs have without listing them. Checkpoints of earlier releases lack them. IterationSeedHook replaces
+# mmengine's DistSamplerSeedHook.
+_AUTOMATIC_HOOKS = frozenset(
+    {
+        *ALWAYS.values(),
+        *PRETRAINING.values(),
+        *DETECTION.values(),
+        *('StopHook', 'DistSamplerSeedHook', 'IterationSeedHook'),
+    }
 )
 
 # Keys that change neither results nor progress, or that are compared separately.
@@ -78,35 +86,15 @@ _NOT_LISTED = re.compile(
 _RESTORED = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'auto_scale_lr')
 
 
-def check_resume(cfg: Config, report: Report, resume: str | None) -> None:
+def check_resume(cfg: Config, report: Report, checkpoint: RunCheckpoint) -> None:
     """Compares a resumed run with the run that saved its checkpoint.
-
-    A file that cannot be read is reported by :func:`ccop_mm.preflight.weights.check_training_weights`.
 
     Args:
         cfg (Config): Training config; not modified.
         report (Report): Receives the findings.
-        resume (str, optional): Checkpoint to resume from, a file or URL; None if the run does not resume.
+        checkpoint (RunCheckpoint): Checkpoint to resume from.
     """
-    if resume is None or Path(resume).is_dir():  # a directory is a sharded checkpoint
-        return
-    content = _read(resume)
-    if content is not None:
-        _Comparison(cfg, report, resume, content).run()
-
-
-def _read(path: str) -> Mapping[str, Any] | None:
-    """Reads a checkpoint; tensors of a local file are not read, but mapped into memory."""
-    try:
-        if '://' not in path:
-            content = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
-            return content if isinstance(content, dict) else None
-    except Exception:  # damaged, or in torch's old format, which cannot be mapped
-        pass
-    try:
-        return read_run_checkpoint(path)[1]
-    except InputError:
-        return None
+    _Comparison(cfg, report, checkpoint).run()
 
 
 class _Comparison:
@@ -115,16 +103,14 @@ class _Comparison:
     Args:
         cfg (Config): Training config.
         report (Report): Receives the findings.
-        path (str): Checkpoint.
-        content (Mapping): Content of the checkpoint.
+        checkpoint (RunCheckpoint): Checkpoint.
     """
 
-    def __init__(self, cfg: Config, report: Report, path: str, content: Mapping[str, Any]) -> None:
-        self.cfg, self.report, self.path, self.content = cfg, report, path, content
-        self.name = Path(path).name
-        self.meta: dict[str, Any] = content.get('meta') or {}
-        self.setup = read_setup(content.get('message_hub'))
-        self.restart = f'start a new run in another work_dir with load_from={path}'
+    def __init__(self, cfg: Config, report: Report, checkpoint: RunCheckpoint) -> None:
+        self.cfg, self.report, self.path, self.content = cfg, report, checkpoint.path, checkpoint.content
+        self.name, self.meta = checkpoint.name, checkpoint.meta
+        self.setup = read_setup(self.content.get('message_hub'))
+        self.restart = f'start a new run in another work_dir with load_from={self.path}'
 
     def run(self) -> None:
         """Adds all findings."""
@@ -145,6 +131,7 @@ class _Comparison:
         _drop_automatic_lengths(old, new)
         changes = {path: (before, after) for path, before, after in differences(old, new)}
         self.check_refused(changes)
+        self.check_order(changes, by_epoch=new['train_cfg'].get('type') == 'EpochBasedTrainLoop')
         self.check_schedule(old, new, changes)
         self.list_others(changes)
 
@@ -176,10 +163,8 @@ class _Comparison:
         old, new = self.meta.get('seed'), (self.cfg.get('randomness') or {}).get('seed')
         if old is None or new is None or old == new:
             return
-        per_epoch = self.iterations_per_epoch()
-        if per_epoch is None or self.meta['iter'] % per_epoch:
-            reason = 'images would be repeated and left out because their order depends on the seed'
-            self.refuse('randomness.seed', old, new, reason)
+        if self.is_within_epoch():
+            self.refuse('randomness.seed', old, new, _REORDERED)
         else:
             self.report.warning(
                 'randomness.seed', self.describe(old, new), 'the images follow the new seed, the model the old one'
@@ -211,6 +196,18 @@ class _Comparison:
         if paramwise is not None and any(value in (UNSET, None, {}) for value in paramwise):
             del changes['optim_wrapper.paramwise_cfg']
             self.refuse('optim_wrapper.paramwise_cfg', *paramwise, _REFUSED['optim_wrapper.constructor'])
+
+    def check_order(self, changes: dict[str, tuple[Any, Any]], by_epoch: bool) -> None:
+        """Adds an error for each change of the order of the images within an epoch; removes it from ``changes``."""
+        if self.is_within_epoch():
+            for key in list(changes):
+                if _SAMPLERS.fullmatch(key) or (by_epoch and _IMAGES.fullmatch(key)):
+                    self.refuse(key, *changes.pop(key), _REORDERED)
+
+    def is_within_epoch(self) -> bool:
+        """Returns whether the checkpoint was saved within an epoch, or if that is not known."""
+        per_epoch = self.iterations_per_epoch()
+        return per_epoch is None or self.meta['iter'] % per_epoch != 0
 
     def check_schedule(self, old: dict[str, Any], new: dict[str, Any], changes: dict[str, tuple[Any, Any]]) -> None:
         """Checks that a changed length or schedule can be carried over, and removes it from ``changes``."""
@@ -261,7 +258,9 @@ class _Comparison:
         if length is not None:
             return length
         epochs, iterations = self.meta['epoch'], self.meta['iter']
-        return iterations // epochs if epochs and iterations % epochs == 0 else None
+        # Earlier releases did not store it. Other files, such as iter_*.pth, may have been saved within an epoch.
+        is_complete = self.name.startswith('epoch_') and epochs and iterations % epochs == 0
+        return iterations // epochs if is_complete else None
 
     def list_others(self, changes: dict[str, tuple[Any, Any]]) -> None:
         """Adds a warning for each remaining change, with the value that takes effect."""
@@ -305,12 +304,20 @@ def proposal_files(config: Mapping[str, Any]) -> list[str]:
     files = []
     datasets = iterate_datasets((config.get('train_dataloader') or {}).get('dataset'), 'train_dataloader.dataset')
     for _, dataset, _ in datasets:
-        path, root = dataset.get('proposal_file'), dataset.get('data_root')
-        if isinstance(path, str):
-            if isinstance(root, str) and root and '://' not in root and not os.path.isabs(path):
-                path = os.path.normpath(os.path.join(root, path))
+        path = proposal_file(dataset)
+        if path is not None:
             files.append(path)
     return files
+
+
+def proposal_file(dataset: Mapping[str, Any]) -> str | None:
+    """Returns the path of the proposals of a dataset's config; None if it has none."""
+    path, root = dataset.get('proposal_file'), dataset.get('data_root')
+    if not isinstance(path, str):
+        return None
+    if isinstance(root, str) and root and '://' not in root and not os.path.isabs(path):
+        return os.path.normpath(os.path.join(root, path))
+    return path
 
 
 def proposal_checksums(config: Mapping[str, Any]) -> list[str | None]:

@@ -1,29 +1,13 @@
 """Runs all checks for a training or a test."""
 
-from collections.abc import Callable
-
 from mmengine.config import Config
 
+from ccop_mm.preflight.checkpoint import read_checkpoint
 from ccop_mm.preflight.config import check_config, check_test_config
 from ccop_mm.preflight.detector_data import check_test_data, check_training_data
 from ccop_mm.preflight.findings import Report
 from ccop_mm.preflight.resume import check_resume
-from ccop_mm.preflight.weights import check_test_weights, check_training_weights
-
-#: Checks of a training run: ``check(cfg, report, resume)``. ``resume`` is the checkpoint file to resume from, or None.
-TRAINING_CHECKS: tuple[Callable[[Config, Report, str | None], None], ...] = (
-    check_config,
-    check_training_data,
-    check_training_weights,
-    check_resume,
-)
-
-#: Checks of a test run: ``check(cfg, report, checkpoint)``. ``checkpoint`` is a file or URL.
-TEST_CHECKS: tuple[Callable[[Config, Report, str], None], ...] = (
-    check_test_config,
-    check_test_data,
-    check_test_weights,
-)
+from ccop_mm.preflight.weights import check_load_from, check_resume_weights, check_test_weights
 
 
 def check_training(cfg: Config, resume: str | None = None) -> Report:
@@ -37,8 +21,15 @@ def check_training(cfg: Config, resume: str | None = None) -> Report:
         Report: All findings.
     """
     report = Report()
-    for check in TRAINING_CHECKS:
-        check(cfg, report, resume)
+    check_config(cfg, report)
+    check_training_data(cfg, report)
+    if resume is None:
+        check_load_from(cfg, report)
+        return report
+    checkpoint = read_checkpoint(resume, report)
+    if checkpoint is not None:
+        check_resume_weights(cfg, report, checkpoint)
+        check_resume(cfg, report, checkpoint)
     return report
 
 
@@ -53,6 +44,9 @@ def check_test(cfg: Config, checkpoint: str) -> Report:
         Report: All findings.
     """
     report = Report()
-    for check in TEST_CHECKS:
-        check(cfg, report, checkpoint)
+    check_test_config(cfg, report)
+    check_test_data(cfg, report)
+    tested = read_checkpoint(checkpoint, report)
+    if tested is not None:
+        check_test_weights(cfg, report, tested)
     return report

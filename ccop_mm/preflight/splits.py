@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, DefaultScope, Registry
+from mmengine.registry import DATASETS
 
+from ccop_mm.preflight.arguments import find_class, type_name
 from ccop_mm.utils.run_config import iterate_datasets
 
 #: Modules whose datasets read a COCO json. Other subclasses of mmdet's ``CocoDataset`` may read another format.
@@ -88,8 +89,8 @@ def find_splits(cfg: Config, parts: Sequence[str]) -> list[Split]:
         for number, single in enumerate(loader if isinstance(loader, (list, tuple)) else [loader]):
             key = f'{part}_dataloader.{number}' if isinstance(loader, (list, tuple)) else f'{part}_dataloader'
             for name, config, repeats in iterate_datasets((single or {}).get('dataset') or {}, f'{key}.dataset'):
-                dataset_class = resolve_type(DATASETS, config, cfg.get('default_scope'))
-                if dataset_class is not None and _is_detection(dataset_class):
+                dataset_class = find_class(DATASETS, config.get('type'), cfg.get('default_scope') or 'mmengine')
+                if isinstance(dataset_class, type) and _is_detection(dataset_class):
                     splits.append(Split(part, name, config, dataset_class, repeats))
     return splits
 
@@ -104,9 +105,7 @@ def find_evaluators(cfg: Config, part: str) -> list[tuple[str, ConfigDict]]:
         else [(key, evaluators)]
     )
     return [
-        (name, evaluator)
-        for name, evaluator in named
-        if str(evaluator.get('type')).rpartition('.')[2] in ('CocoMetric', 'CocoKeypointMetric')
+        (name, evaluator) for name, evaluator in named if type_name(evaluator) in ('CocoMetric', 'CocoKeypointMetric')
     ]
 
 
@@ -119,31 +118,6 @@ def iterate_transforms(pipeline: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
             if 'type' in transform:
                 yield transform
             yield from iterate_transforms([value for value in transform.values() if isinstance(value, (list, tuple))])
-
-
-def transform_name(transform: Mapping[str, Any]) -> str:
-    """Returns the class name of a transform, without its scope."""
-    kind = transform.get('type')
-    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
-
-
-def resolve_type(registry: Registry, config: Mapping[str, Any], scope: str | None) -> type | None:
-    """Returns the class that a config names, or None if it is not registered.
-
-    Args:
-        registry (Registry): Root registry of mmengine.
-        config (Mapping): Config with ``type``.
-        scope (str, optional): Default scope of the run.
-    """
-    kind = config.get('type')
-    if not isinstance(kind, str):
-        return kind if isinstance(kind, type) else None
-    with (
-        DefaultScope.overwrite_default_scope(scope or 'mmengine'),
-        registry.switch_scope_and_registry(None) as scoped,
-    ):
-        found = scoped.get(kind)
-    return found if isinstance(found, type) else None
 
 
 def _is_detection(dataset_class: type) -> bool:

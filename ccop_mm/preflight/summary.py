@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.coco_table import CocoTable
 from ccop_mm.preflight.splits import Split
 from ccop_mm.utils.run_config import expected_world_size
@@ -17,20 +18,17 @@ def describe_model(cfg: Config) -> str | None:
     model = cfg.get('model')
     if not isinstance(model, Mapping) or not model.get('type'):
         return None
-    parts = [_class_name(model.get(name)) for name in ('backbone', 'neck')]
+    parts = [_class_names(model.get(name)) for name in ('backbone', 'neck')]
     backbone = model.get('backbone')
     if isinstance(backbone, Mapping) and 'depth' in backbone:
         parts[0] = f'{parts[0]}-{backbone["depth"]}'
     encoder = '-'.join(part for part in parts if part)
-    return f'{_class_name(model)} with {encoder}' if encoder else _class_name(model)
+    return f'{type_name(model)} with {encoder}' if encoder else type_name(model)
 
 
-def _class_name(config: Any) -> str:
-    """Returns the name of the class of a part of a model; those of a list of necks are joined by ``+``."""
-    if isinstance(config, (list, tuple)):
-        return '+'.join(_class_name(part) for part in config)
-    kind = config.get('type') if isinstance(config, Mapping) else None
-    return kind.__name__ if isinstance(kind, type) else str(kind or '').rpartition('.')[2]
+def _class_names(config: Any) -> str:
+    """Joins the class names of a list of necks by ``+``; returns that of any other part of a model."""
+    return '+'.join(map(type_name, config)) if isinstance(config, (list, tuple)) else type_name(config)
 
 
 def describe_schedule(cfg: Config, num_images: int | None) -> str | None:

@@ -13,10 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ccop_mm.preflight.checkpoint import RunCheckpoint, read_checkpoint
+from ccop_mm.preflight.class_checks import describe_difference, read_classes
 from ccop_mm.preflight.findings import Report
-from ccop_mm.utils.errors import InputError
+from ccop_mm.preflight.splits import find_splits
 from ccop_mm.utils.text import format_truncated
-from ccop_mm.weights.checkpoint_file import read_run_checkpoint
 from ccop_mm.weights.formats import FOREIGN_FORMATS, detect_foreign_format
 from ccop_mm.weights.key_mapping import resnet_depth
 from ccop_mm.weights.model_fit import ModelFit, compare_with_model, describe_non_finite
@@ -53,31 +54,60 @@ def build_for_comparison(cfg: Config) -> nn.Module | None:
     return None
 
 
-def check_test_weights(cfg: Config, report: Report, checkpoint: str) -> None:
-    """Checks that a checkpoint is that of the tested model: same keys, same shapes, finite values."""
-    read = _read(checkpoint, report)
-    if read is not None:
-        state, _ = read
-        check_model_fits(cfg, state, report, checkpoint)
-        _check_finite(state, report, checkpoint)
+def check_test_weights(cfg: Config, report: Report, checkpoint: RunCheckpoint) -> None:
+    """Checks that a checkpoint is that of the tested model: same keys, same shapes, finite values, same classes."""
+    check_model_fits(cfg, checkpoint.state, report, checkpoint.path)
+    _check_finite(checkpoint.state, report, checkpoint.path)
+    check_classes(cfg, 'test', checkpoint, report)
 
 
-def check_training_weights(cfg: Config, report: Report, resume: str | None) -> None:
-    """Checks the checkpoint that a training run resumes from, or the one of ``load_from``."""
-    if resume is not None:
-        read = _read(resume, report)
-        if read is not None:
-            state, content = read
-            check_model_fits(cfg, state, report, resume)
-            averages = content.get('ema_state_dict') or {}
-            optimizer = dict(_tensors(content.get('optimizer'), 'optimizer'))
-            _check_finite({**state, **_prefixed(averages, 'ema_state_dict.'), **optimizer}, report, resume)
-    elif cfg.get('load_from') and not cfg.get('resume'):
-        read = _read(cfg.load_from, report)
-        if read is not None:
-            state, _ = read
-            _check_load_from(cfg, state, report, cfg.load_from)
-            _check_finite(state, report, cfg.load_from)
+def check_resume_weights(cfg: Config, report: Report, checkpoint: RunCheckpoint) -> None:
+    """Checks the model, its averages, the optimizer and the classes of the checkpoint that a run resumes from."""
+    state, content = checkpoint.state, checkpoint.content
+    check_model_fits(cfg, state, report, checkpoint.path)
+    averages = content.get('ema_state_dict') or {}
+    optimizer = dict(_tensors(content.get('optimizer'), 'optimizer'))
+    _check_finite({**state, **_prefixed(averages, 'ema_state_dict.'), **optimizer}, report, checkpoint.path)
+    check_classes(cfg, 'train', checkpoint, report)
+
+
+def check_load_from(cfg: Config, report: Report) -> None:
+    """Checks the checkpoint of ``load_from``, if a training run starts from one."""
+    if cfg.get('load_from') and not cfg.get('resume'):
+        checkpoint = read_checkpoint(cfg.load_from, report)
+        if checkpoint is not None:
+            _check_backbone(cfg, checkpoint.state, report, checkpoint.path)
+            _check_finite(checkpoint.state, report, checkpoint.path)
+
+
+def check_classes(cfg: Config, part: str, checkpoint: RunCheckpoint, report: Report) -> None:
+    """Checks that label i of a detector is the class that it was trained with.
+
+    mmengine stores the classes of the training dataset in each checkpoint. Files without them are not checked, nor are
+    detectors with text queries, which are tested with any classes.
+
+    Args:
+        cfg (Config): Config of a detector.
+        part (str): ``'train'`` or ``'test'``.
+        checkpoint (RunCheckpoint): Checkpoint that is loaded.
+        report (Report): Receives at most one finding: that datasets agree is another check.
+    """
+    saved = checkpoint.meta.get('dataset_meta')
+    metainfo = saved if isinstance(saved, Mapping) else {}
+    trained = metainfo.get('classes', metainfo.get('CLASSES'))  # early releases of mmdet 3 wrote the latter
+    splits = find_splits(cfg, [part])
+    if not isinstance(trained, (list, tuple)) or any(split.config.get('return_classes') for split in splits):
+        return
+    for split in splits:
+        classes = read_classes(split, Report())  # invalid classes are reported by the check of the data
+        difference = None if classes is None else describe_difference(classes, trained, checkpoint.path)
+        if difference is not None:
+            report.error(
+                f'{split.key}.metainfo.classes',
+                difference,
+                f'use the classes of the checkpoint in their order: {format_truncated(list(map(repr, trained)), 20)}',
+            )
+            return
 
 
 def check_model_fits(cfg: Config, state: Mapping[str, Any], report: Report, where: str) -> None:
@@ -144,7 +174,7 @@ def _advise(model: nn.Module, state: Mapping[str, Any], fit: ModelFit) -> str:
     return 'use the config of the run that wrote the checkpoint'
 
 
-def _check_load_from(cfg: Config, state: Mapping[str, Any], report: Report, path: str) -> None:
+def _check_backbone(cfg: Config, state: Mapping[str, Any], report: Report, path: str) -> None:
     """Checks that ``load_from`` loads the backbone; other differences, such as new heads, are warnings."""
     model = build_for_comparison(cfg)
     if model is None:
@@ -223,14 +253,3 @@ def _tensors(value: Any, name: str) -> Iterable[tuple[str, Tensor]]:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             yield from _tensors(item, f'{name}.{number}')
-
-
-def _read(path: str, report: Report) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Reads a checkpoint; returns None after an error, and for the folder of a sharded checkpoint."""
-    if Path(path).is_dir():
-        return None
-    try:
-        return read_run_checkpoint(path)
-    except InputError as error:
-        report.error(path, str(error).removeprefix(f'{path} '), 'use the checkpoint of a run')
-        return None

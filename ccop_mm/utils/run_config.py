@@ -7,8 +7,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_distributed
 
-# Environment variables from which mmengine's launchers read the number of processes.
+# Environment variables of the launchers: number of processes, rank, and rank on the machine.
 _NUM_PROCESSES = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+_RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+_LOCAL_RANK = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
 
 
 def expected_world_size(cfg: Config) -> int | None:
@@ -18,6 +20,17 @@ def expected_world_size(cfg: Config) -> int | None:
     launcher = cfg.get('launcher', 'none')
     value = '1' if launcher == 'none' else os.environ.get(_NUM_PROCESSES.get(launcher, ''), '')
     return int(value) if value.isdecimal() else None
+
+
+def is_first_process(cfg: Config, of_machine: bool = False) -> bool:
+    """Returns whether this process has rank 0, also before the process group exists.
+
+    Args:
+        cfg (Config): Config of the run.
+        of_machine (bool): Whether the first process of each machine counts.
+    """
+    variables = _LOCAL_RANK if of_machine else _RANK
+    return os.environ.get(variables.get(cfg.get('launcher', 'none'), ''), '0') == '0'
 
 
 def iterate_datasets(dataset: Any, key: str, repeats: int = 1) -> Iterator[tuple[str, Any, int]]:

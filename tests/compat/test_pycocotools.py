@@ -143,6 +143,21 @@ def test_perfect_detection_of_annotation_zero_has_ap_1(tmp_path, kind, annotatio
     assert list(truth.anns) == [annotation_id], 'the annotations themselves keep their ids'
 
 
+def test_annotations_zero_get_different_ids():
+    row = dict(image_id=1, category_id=1, bbox=[0, 0, 9, 9], area=81, iscrowd=0)
+    truth = COCO()
+    truth.dataset = dict(
+        images=[dict(id=1)],
+        categories=[dict(id=1, name='a')],
+        annotations=[dict(row, id=number) for number in (0, 0, 3)],
+    )
+    truth.createIndex()
+    evaluation = COCOeval(truth, truth, 'bbox')
+    evaluation._prepare()
+    for groups in (evaluation._gts, evaluation._dts):
+        assert sorted(annotation['id'] for group in groups.values() for annotation in group) == [3, 4, 5]
+
+
 def test_annotation_zero_among_others(files, tmp_path):
     """Renumbering ids from 0 must not change any number."""
     content = json.loads(files[0].read_text())

@@ -10,7 +10,6 @@ from mmengine.config import Config
 
 from ccop_mm.preflight import Report
 from ccop_mm.preflight import config as checks
-from ccop_mm.preflight.arguments import accepted_arguments
 from ccop_mm.utils.config_file import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,27 +215,9 @@ def test_only_parts_that_a_run_builds_are_checked(detector):
     detector.train_dataloader.num_worker = 1
     training, test = Report(), Report()
     checks.check_config(detector, training)
-    checks.check_test_config(detector, test, 'x.pth')
+    checks.check_test_config(detector, test)
     assert [finding.where for finding in training.errors] == ['train_dataloader.num_worker', 'val_evaluator.metrc']
     assert [finding.where for finding in test.errors] == ['test_evaluator.metrc']
-
-
-def test_arguments_of_open_constructors():
-    class Open:
-        def __init__(self, first, **kwargs):
-            pass
-
-    class Closed:
-        def __init__(self, first):
-            pass
-
-    class Forwarding(Closed):
-        def __init__(self, *args, second=0, **kwargs):
-            super().__init__(*args, **kwargs)
-
-    assert accepted_arguments(Open) is None
-    assert accepted_arguments(Closed) == {'first'}
-    assert accepted_arguments(Forwarding) == {'first', 'second'}
 
 
 @pytest.mark.parametrize(
@@ -342,21 +323,41 @@ def test_large_backbone_on_a_cpu(paper, monkeypatch):
     assert not find(checks.check_device, paper).findings
 
 
+LAUNCHERS = [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_SIZE')]
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), LAUNCHERS)
 @pytest.mark.parametrize(
-    ('options', 'path'),
+    ('launched', 'options', 'path'),
     [
-        ({}, 'model.backbone.norm_cfg'),  # a single process has nothing to synchronize with
-        ({'launcher': 'pytorch'}, None),
-        ({'launcher': 'pytorch', 'model.neck.norm_cfg.type': 'BN'}, 'model.neck.norm_cfg'),
-        ({'model.backbone.norm_eval': True, 'model.neck.norm_cfg': None, 'model.roi_head': None}, None),
-        ({'train_dataloader.batch_size': 2}, None),
+        (False, {}, 'model.backbone.norm_cfg'),  # a single process has nothing to synchronize with
+        (True, {}, None),
+        (True, {'model.neck.norm_cfg.type': 'BN'}, 'model.neck.norm_cfg'),
+        (False, {'model.backbone.norm_eval': True, 'model.neck.norm_cfg': None, 'model.roi_head': None}, None),
+        (False, {'train_dataloader.batch_size': 2}, None),
     ],
 )
-def test_batch_statistics_of_one_image(detector, monkeypatch, options, path):
-    monkeypatch.setenv('WORLD_SIZE', '8')
+def test_batch_statistics_of_one_image(detector, monkeypatch, launcher, variable, launched, options, path):
+    monkeypatch.setenv(variable, '8')
     detector.merge_from_dict({'train_dataloader.batch_size': 1, **options})
+    if launched:
+        detector.launcher = launcher
     warnings = find(checks.check_batch_statistics, detector).warnings
     assert [finding.what.partition(' ')[0] for finding in warnings] == ([path] if path else [])
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), LAUNCHERS)
+def test_batch_statistics_of_a_single_launched_process(detector, monkeypatch, launcher, variable):
+    detector.merge_from_dict({'train_dataloader.batch_size': 1, 'launcher': launcher})
+    monkeypatch.setenv(variable, '1')
+    assert find(checks.check_batch_statistics, detector).warnings
+
+
+def test_default_batch_size_is_one_image(detector):
+    del detector.train_dataloader['batch_size']
+    assert find(checks.check_batch_statistics, detector).warnings
+    detector.train_dataloader = None
+    assert not find(checks.check_batch_statistics, detector).findings
 
 
 def test_backbone_keeps_its_statistics_by_default(detector):

@@ -27,4 +27,4 @@ def test_summary_counts_findings():
     report.saw('24 images')
     report.saw('6 classes')
     report.error('b', 'wrong', 'change it')
-    assert report.summary == 'checked: 24 images, 6 classes; 1 errors, 0 warnings'
+    assert report.summary == 'checked: 24 images, 6 classes; 1 error, 0 warnings'

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from foreign_states import moco_state, release_state, torchvision_state
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from planted_code import Planted
@@ -19,12 +20,14 @@ from synthetic_scenes.scenes import write_scenes
 
 from ccop_mm.compat import prepare_config
 from ccop_mm.engine import launch
+from ccop_mm.preflight.checkpoint import read_checkpoint
 from ccop_mm.preflight.findings import Level, Report
 from ccop_mm.preflight.weights import (
     build_for_comparison,
+    check_load_from,
     check_model_fits,
+    check_resume_weights,
     check_test_weights,
-    check_training_weights,
 )
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -80,15 +83,22 @@ def save(tmp_path):
     return save
 
 
-def findings_of_test(cfg, checkpoint):
+def findings_of_test(cfg, path):
     report = Report()
-    check_test_weights(cfg, report, checkpoint)
+    checkpoint = read_checkpoint(path, report)
+    if checkpoint is not None:
+        check_test_weights(cfg, report, checkpoint)
     return report
 
 
 def findings_of_training(cfg, resume=None):
     report = Report()
-    check_training_weights(cfg, report, resume)
+    if resume is None:
+        check_load_from(cfg, report)
+        return report
+    checkpoint = read_checkpoint(resume, report)
+    if checkpoint is not None:
+        check_resume_weights(cfg, report, checkpoint)
     return report
 
 
@@ -318,6 +328,7 @@ def test_load_from_into_an_fpn_that_starts_at_another_level_is_an_error(save, so
 def test_a_resumed_run_does_not_check_load_from(states, save):
     path = save(states['mask_rcnn'])
     assert not findings_of_training(small(load_from='gone.pth', resume=True), path).findings
+    assert not findings_of_training(small(load_from='gone.pth', resume=True)).findings
 
 
 # resume
@@ -344,6 +355,78 @@ def test_another_model_is_not_resumed(states, save, options, key):
 @pytest.mark.parametrize('options', [{}, {'model.queue_len': 24, 'model.object_queue_len': 4}])
 def test_the_same_model_is_resumed_with_queues_of_any_length(states, save, options):
     assert not findings_of_training(small_ccop(18, **options), save(states['pretraining'])).findings
+
+
+# classes
+
+NAMES = ('cat', 'dog', 'horse', 'cow', 'sheep', 'bird')
+
+
+def with_classes(classes, part, **options):
+    return small(**{f'{part}_dataloader.dataset.metainfo': dict(classes=classes), **options})
+
+
+@pytest.fixture
+def trained(states, tmp_path):
+    """``trained(**meta)`` saves a detector with metadata of its run; returns the path."""
+
+    def save(**meta):
+        path = str(tmp_path / 'iter_9.pth')
+        torch.save(dict(meta=dict(iter=9, epoch=1, **meta), state_dict=states['mask_rcnn'], optimizer={}), path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize(('findings', 'part'), [(findings_of_test, 'test'), (findings_of_training, 'train')])
+@pytest.mark.parametrize(
+    ('classes', 'parts'),
+    [
+        (('cat', 'horse', 'dog', *NAMES[3:]), ["label 1 is 'horse', there 'dog'"]),
+        (NAMES[::-1], ["label 0 is 'bird', there 'cat'"]),
+        ((*NAMES[:5], 'Bird'), ["label 5 is 'Bird', there 'bird'"]),
+        (NAMES[:5], ['the 5 classes', 'the 6 of', "label 5 is missing, there 'bird'"]),
+        ((*NAMES, 'fox'), ["label 6 is 'fox', there missing"]),
+    ],
+)
+def test_classes_of_the_checkpoint_in_another_order_are_refused(trained, findings, part, classes, parts):
+    """All shapes are equal: nothing else would show that the labels stand for other classes."""
+    path = trained(dataset_meta=dict(classes=NAMES))
+    (finding,) = findings(with_classes(classes, part), path).findings
+    assert finding.level is Level.ERROR and finding.where == f'{part}_dataloader.dataset.metainfo.classes'
+    assert path in finding.what and all(text in finding.what for text in parts)
+    assert ', '.join(map(repr, NAMES)) in finding.fix
+
+
+@pytest.mark.parametrize(('findings', 'part'), [(findings_of_test, 'test'), (findings_of_training, 'train')])
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(dataset_meta=dict(classes=NAMES, palette=[(1, 2, 3)])),
+        dict(dataset_meta=dict(classes=list(NAMES))),
+        dict(dataset_meta=dict(CLASSES=NAMES)),
+        dict(dataset_meta=dict(palette=[])),
+        dict(dataset_meta=None),
+        {},
+    ],
+)
+def test_the_same_or_unknown_classes_are_accepted(trained, findings, part, meta):
+    assert not findings(with_classes(NAMES, part), trained(**meta)).findings
+
+
+def test_default_classes_of_a_dataset_are_compared(trained):
+    cfg = small()
+    assert 'metainfo' not in cfg.test_dataloader.dataset
+    (finding,) = findings_of_test(cfg, trained(dataset_meta=dict(classes=NAMES))).findings
+    assert "label 0 is 'person', there 'cat'" in finding.what
+    coco = CocoDataset.METAINFO['classes']
+    assert not findings_of_test(cfg, trained(dataset_meta=dict(classes=coco))).findings
+
+
+def test_classes_of_a_detector_with_text_queries_may_differ(trained):
+    path = trained(dataset_meta=dict(classes=NAMES))
+    cfg = with_classes(('fox',), 'test', **{'test_dataloader.dataset.return_classes': True})
+    assert not findings_of_test(cfg, path).findings
 
 
 # configs and real checkpoints

@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config, ConfigDict
 
-from ccop_mm.utils.run_config import expected_world_size, iterate_datasets
+from ccop_mm.utils.run_config import expected_world_size, is_first_process, iterate_datasets
 
 
 def test_datasets_inside_wrappers_have_their_keys_and_repeats():
@@ -31,3 +31,20 @@ def test_world_size_is_known_before_the_process_group(monkeypatch, launcher, var
     assert expected_world_size(Config(dict(launcher='none'))) == expected_world_size(Config()) == 1
     monkeypatch.delenv(variable)
     assert expected_world_size(Config(dict(launcher=launcher))) is None
+
+
+@pytest.mark.parametrize(
+    'launcher, rank, local_rank',
+    [
+        ('pytorch', 'RANK', 'LOCAL_RANK'),
+        ('slurm', 'SLURM_PROCID', 'SLURM_LOCALID'),
+        ('mpi', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+    ],
+)
+def test_first_process_of_a_run_and_of_a_machine(monkeypatch, launcher, rank, local_rank):
+    cfg = Config(dict(launcher=launcher))
+    for values, expected in ((('0', '0'), (True, True)), (('8', '0'), (False, True)), (('9', '1'), (False, False))):
+        monkeypatch.setenv(rank, values[0])
+        monkeypatch.setenv(local_rank, values[1])
+        assert (is_first_process(cfg), is_first_process(cfg, of_machine=True)) == expected
+    assert is_first_process(Config(dict(launcher='none'))) and is_first_process(Config())

@@ -1,0 +1,41 @@
+"""Number of images, boxes and steps in the last line of a report."""
+
+import pytest
+from detector_checks import check, check_training
+from mmdet.models import ResNet
+from mmengine.config import Config
+from small_detector import detector_config, edit_json
+
+from ccop_mm.preflight.summary import describe_model
+
+
+def test_wrappers_and_schedules_are_described(root):
+    train = detector_config(root).train_dataloader.dataset
+    wrapped = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[train, train]))
+    cfg = detector_config(root)
+    cfg.train_dataloader.dataset = wrapped
+    cfg.optim_wrapper.accumulative_counts = 2
+    report = check_training(cfg)
+    assert report.findings == []
+    assert report.seen[0] == '96 images' and report.seen[2] == '288 boxes' and report.seen[-1] == '36 steps of 8'
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=50)
+    assert check_training(cfg).seen[-1] == '25 steps of 8'
+
+
+@pytest.mark.parametrize(
+    ('neck', 'text'),
+    [
+        (dict(type='mmdet.FPN'), 'FasterRCNN with ResNet-18-FPN'),
+        ([dict(type='FPN'), dict(type='BFP')], 'FasterRCNN with ResNet-18-FPN+BFP'),
+        (None, 'FasterRCNN with ResNet-18'),
+    ],
+)
+def test_model_is_described(neck, text):
+    cfg = Config(dict(model=dict(type='mmdet.FasterRCNN', backbone=dict(type=ResNet, depth=18), neck=neck)))
+    assert describe_model(cfg) == text
+    assert describe_model(Config(dict(model=dict(neck=neck)))) is None
+
+
+def test_images_that_mmdet_filters_are_not_counted(root):
+    edit_json(root / 'train.json', lambda content: content['annotations'].__delitem__(slice(3, 9)))
+    assert check(root).seen[0] == '22 images'
