@@ -115,8 +115,11 @@ def train(
         str: Path of the last checkpoint.
 
     Raises:
-        InputError: The config, the dataset or the checkpoint to resume from is invalid; another run uses the work
-            directory; it contains checkpoints, and the run neither resumes nor overwrites; or no checkpoint was saved.
+        InputError: The config, the data, the weights or the checkpoint to resume from are invalid or do not fit each
+            other; another run uses the work directory; it contains checkpoints, and the run neither resumes nor
+            overwrites; the disk is full; or no checkpoint was saved.
+        StoppedBySignal: SIGTERM, SIGUSR1 or Ctrl-C stopped the run, and its state was saved to a checkpoint. A
+            ``SystemExit`` (:class:`ccop_mm.engine.hooks.stop_hook.StoppedBySignal`), not an ``Exception``.
 
     Example:
         >>> checkpoint = apis.train('my_ccop.py', work_dir='work_dirs/my_ccop')
@@ -149,7 +152,7 @@ def test(
         dict[str, float]: Metrics, such as ``coco/bbox_mAP``.
 
     Raises:
-        InputError: The checkpoint or the data is missing, or the config has no test dataset.
+        InputError: The checkpoint or the data is missing, they do not fit the config, or it has no test dataset.
 
     Example:
         >>> metrics = apis.test('my_detector.py', detector_checkpoint, work_dir='work_dirs/my_detector')

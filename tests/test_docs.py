@@ -20,6 +20,8 @@ from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS, MODELS
 
 import ccop_mm
+from ccop_mm.engine.hooks import ProbeHook
+from ccop_mm.utils.images import HEIF_SUFFIXES, SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -321,6 +323,30 @@ def test_transfer_snippet_of_the_readme_names_the_initializer():
     exec(snippet, settings)  # noqa: S102
     assert settings['custom_imports'] == dict(imports=['ccop_mm'])
     assert settings['model']['init_cfg']['type'] == 'CCOPPretrained'
+
+
+def test_faq_lists_all_image_formats():
+    (paragraph,) = re.findall(r'^\*\*Which image formats\?\*\*.*?\n\n', read('docs/faq.md'), re.MULTILINE | re.DOTALL)
+    always, with_package = paragraph.split('pillow-heif')
+    assert set(re.findall(r'`(\.\w+)`', always)) == SUFFIXES
+    assert set(re.findall(r'`(\.\w+)`', with_package)) == HEIF_SUFFIXES
+
+
+def test_probes_of_the_documents_are_those_of_the_hook():
+    snippets = [block for block in blocks(read('docs/pretrain.md'), 'python') if block.startswith('probe = ')]
+    (example,) = re.findall(r'^ +(probe = .*)$', ProbeHook.__doc__, re.MULTILINE)
+    for snippet in [*snippets, example]:
+        settings = {}
+        exec(snippet, settings)  # noqa: S102
+        assert ProbeHook(**settings['probe']).ann_file.name == 'instances_val.json'
+    assert snippets
+
+
+def test_no_document_replaces_the_hooks_of_a_pre_training_config():
+    """A ``custom_hooks`` list drops ``SpatialCurriculumHook``."""
+    snippets = [block for document in CURRENT for block in blocks(document.read_text(encoding='utf-8'), 'python')]
+    assert len(snippets) >= 8
+    assert [snippet for snippet in snippets if 'custom_hooks' in snippet] == []
 
 
 def test_pre_training_starts_from_imagenet_weights_as_in_the_faq(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
 sys.path.append(str(Path(__file__).resolve().parent))
-from common_arguments import add_common_arguments, config_arguments
+from common_arguments import add_common_arguments, add_training_arguments, config_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,6 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='check a training that resumes; without a value, from the newest checkpoint in the work directory',
     )
+    add_training_arguments(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.checkpoint and args.resume:
@@ -44,15 +45,18 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.logging import MMLogger
 
     from ccop_mm.engine import launch
-    from ccop_mm.preflight import check_test, check_training
+    from ccop_mm.engine.work_dir import check_earlier_run
+    from ccop_mm.preflight import Report
 
-    MMLogger.get_instance('check', log_level='ERROR')  # the findings are printed below
-    cfg = launch.load_config(**config_arguments(args))
-    if args.checkpoint:
-        report = check_test(cfg, args.checkpoint)
-    else:
+    MMLogger.get_instance('check', log_level='WARNING')
+    options = Report()
+    cfg = launch.load_config(**config_arguments(args), report=options)
+    if args.checkpoint is None:
         launch.set_resume(cfg, args.resume)
-        report = check_training(cfg, cfg.load_from if cfg.get('resume') else None)
+        if not cfg.get('resume'):
+            check_earlier_run(cfg)
+    report = launch.check(cfg, args.checkpoint)
+    report.findings[:0] = options.findings
     for finding in report.findings:
         print(finding)
     print(report.summary)

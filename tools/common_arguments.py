@@ -26,6 +26,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that change the training config."""
+    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (requires a GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the ratio of the total batch size to auto_scale_lr.base_batch_size',
+    )
+
+
 def config_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments of ``ccop_mm.engine.launch.load_config`` for a parsed command line."""
     names = ('config', 'work_dir', 'launcher', 'local_rank', 'amp', 'auto_scale_lr')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
 sys.path.append(str(Path(__file__).resolve().parent))
-from common_arguments import add_common_arguments, config_arguments, limit_busy_waiting
+from common_arguments import add_common_arguments, add_training_arguments, config_arguments, limit_busy_waiting
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,12 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='start a new run in a work directory that contains checkpoints of an earlier run, and delete these',
     )
-    parser.add_argument('--amp', action='store_true', help='use automatic mixed precision (requires a GPU)')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate by the ratio of the total batch size to auto_scale_lr.base_batch_size',
-    )
+    add_training_arguments(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
 

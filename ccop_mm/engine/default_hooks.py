@@ -17,6 +17,8 @@ def add_default_hooks(cfg: Config) -> None:
     - ``FiniteLossHook`` and ``FirstIterationHook``, unless the config lists them; for CCOP also
       ``GradientAccumulationHook``, for detectors ``UnreadableImageHook``.
     - ``ProbeHook`` with the arguments in the key ``probe``.
+    - ``IterationSeedHook`` in place of mmengine's ``DistSamplerSeedHook``.
+    - ``StopHook`` in ``custom_hooks``, because it must be the last hook.
 
     Args:
         cfg (Config): Training config, modified in place.
@@ -31,6 +33,12 @@ def add_default_hooks(cfg: Config) -> None:
         if not isinstance(probe, dict):
             raise InputError(f"probe must be a dict such as dict(ann_file='val.json', img_root='val/'), got {probe!r}")
         cfg.default_hooks.probe = dict(type='mmselfsup.ProbeHook', **probe)
+    seed_hook = cfg.default_hooks.get('sampler_seed', dict(type='DistSamplerSeedHook'))
+    if type_name(seed_hook) == 'DistSamplerSeedHook':
+        cfg.default_hooks.sampler_seed = dict(type='mmselfsup.IterationSeedHook')
+    custom_hooks = list(cfg.get('custom_hooks') or [])
+    if 'StopHook' not in map(type_name, custom_hooks):
+        cfg.custom_hooks = [*custom_hooks, dict(type='mmselfsup.StopHook')]
 
 
 def add_test_hooks(cfg: Config) -> None:

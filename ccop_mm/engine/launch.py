@@ -15,18 +15,20 @@ from mmengine.runner import Runner
 from ccop_mm import compat
 from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images
 from ccop_mm.engine.default_hooks import add_default_hooks, add_test_hooks
-from ccop_mm.engine.hooks.stop_hook import add_stop_hook, restore_signal_handlers
+from ccop_mm.engine.hooks.stop_hook import restore_signal_handlers
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
 from ccop_mm.engine.resume import ResumedRunHook, set_resume
-from ccop_mm.engine.work_dir import delete_earlier_checkpoints
+from ccop_mm.engine.work_dir import DeleteEarlierCheckpointsHook
 from ccop_mm.preflight import Report, check_test, check_training
 from ccop_mm.preflight.config import check_options
 from ccop_mm.utils.config_file import read_config
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import is_first_process
 from ccop_mm.utils.text import single_line
+from ccop_mm.weights.newest_checkpoint import POINTER
 
-__all__ = ['build_runner', 'load_config', 'set_resume', 'test', 'train']
+__all__ = ['build_runner', 'check', 'load_config', 'set_resume', 'test', 'train']
 
 #: Errors of a write that the user must resolve: full disk, exceeded quota, limited file size, read-only file system.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -40,6 +42,7 @@ def load_config(
     local_rank: int = 0,
     amp: bool = False,
     auto_scale_lr: bool = False,
+    report: Report | None = None,
 ) -> Config:
     """Reads the config of a run, applies options to it and adapts it to this machine.
 
@@ -53,6 +56,7 @@ def load_config(
         amp (bool): Use automatic mixed precision.
         auto_scale_lr (bool): Scale the learning rate by the ratio of the total batch size to
             ``auto_scale_lr.base_batch_size``.
+        report (Report, optional): Gets the warnings about options, which are logged otherwise.
 
     Raises:
         InputError: The file does not exist or is not a valid config, or an option does not fit the config or the
@@ -61,22 +65,27 @@ def load_config(
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     cfg = read_config(config)
     cfg.launcher = launcher
-    report = Report()
-    check_options(cfg, options or {}, report)
-    _log_warnings(report)
+    options_report = Report()
+    check_options(cfg, options or {}, options_report)
+    if report is not None:
+        report.findings += options_report.warnings
+    elif is_first_process(cfg, of_machine=True):
+        for finding in options_report.warnings:
+            print_log(str(finding), 'current', logging.WARNING)
+    options_report.raise_errors()
     cfg.merge_from_dict(options or {})
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}')
     if amp:
         _enable_amp(cfg)
     if auto_scale_lr:
         _enable_lr_scaling(cfg)
-    _count_accumulated_images(cfg)
     fit_worker_options(cfg)
-    add_stop_hook(cfg)
     return compat.prepare_config(cfg)
 
 
 def _enable_amp(cfg: Config) -> None:
+    if cfg.get('optim_wrapper') is None:
+        raise InputError('--amp requires optim_wrapper in the config')
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise InputError(f'--amp cannot be combined with optim_wrapper.type={wrapper}; remove one of them')
@@ -88,20 +97,6 @@ def _enable_lr_scaling(cfg: Config) -> None:
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise InputError('--auto-scale-lr requires auto_scale_lr=dict(base_batch_size=...) in the config')
     cfg.auto_scale_lr.enable = True
-
-
-def _count_accumulated_images(cfg: Config) -> None:
-    """Makes ``auto_scale_lr`` count the images of an optimizer step; mmengine counts those of an iteration."""
-    scaling = cfg.get('auto_scale_lr') or {}
-    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    if scaling.get('enable') and 'base_batch_size' in scaling and counts > 1:
-        base = scaling.base_batch_size
-        scaling.base_batch_size = base / counts
-        print_log(
-            f'auto_scale_lr.base_batch_size={base} becomes {base / counts:g} per iteration: {counts} iterations are '
-            'accumulated',
-            logger='current',
-        )
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -121,16 +116,57 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
 
 
-def _log_report(report: Report) -> None:
-    """Logs warnings and the summary; raises :class:`ccop_mm.preflight.PreflightError` if there are errors."""
-    _log_warnings(report)
-    print_log(report.summary, 'current')
+def check(cfg: Config, checkpoint: str | None = None) -> Report:
+    """Completes the config of a run and checks it, its data and its weights; nothing is started.
+
+    Args:
+        cfg (Config): Config from :func:`load_config`, and for training after :func:`set_resume`; modified in place.
+        checkpoint (str, optional): Checkpoint of a detector to test. Without it, training is checked.
+
+    Returns:
+        Report: All findings.
+
+    Raises:
+        InputError: A file, a folder or a data loader is missing, or the dataset is too small.
+    """
+    if checkpoint is not None:
+        if cfg.get('test_dataloader') is None:
+            raise InputError(
+                'the config has no test_dataloader; this tool tests detectors, pre-trained models are evaluated with '
+                'tools/analysis_tools/'
+            )
+        check_data_paths(cfg, 'test')
+        add_test_hooks(cfg)
+        return check_test(cfg, checkpoint)
+    check_data_paths(cfg, 'train')
+    check_data_paths(cfg, 'val')
+    add_default_hooks(cfg)
+    report = check_training(cfg, cfg.load_from if cfg.get('resume') else None)
+    if not report.errors:
+        fit_queues(cfg)
+    return report
 
 
-def _log_warnings(report: Report) -> None:
-    for finding in report.warnings:
-        print_log(str(finding), 'current', logging.WARNING)
-    report.raise_errors()
+def _log_and_raise(report: Report, cfg: Config) -> None:
+    """Logs a report once per machine, and raises :class:`ccop_mm.preflight.PreflightError` if there are errors."""
+    first = is_first_process(cfg, of_machine=True)
+    if first:
+        report.log()
+    report.raise_errors(details=first)
+
+
+def _count_accumulated_images(runner: Runner) -> None:
+    """Makes ``auto_scale_lr`` count the images of an optimizer step; mmengine counts those of an iteration."""
+    scaling = runner.auto_scale_lr or {}
+    counts = (runner.cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if scaling.get('enable') and 'base_batch_size' in scaling and counts > 1:
+        base = scaling['base_batch_size']
+        # The config stays as it is: it is saved with the run, and may be used again.
+        runner.auto_scale_lr = dict(scaling, base_batch_size=base / counts)
+        runner.logger.info(
+            f'auto_scale_lr.base_batch_size={base} is {base / counts:g} per iteration: {counts} iterations are '
+            'accumulated'
+        )
 
 
 def train(cfg: Config, overwrite: bool = False) -> Runner:
@@ -144,21 +180,17 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         InputError: A dataset does not exist or does not fit the config, or the disk is full.
         StoppedBySignal: The run was stopped by SIGTERM, SIGUSR1 or Ctrl-C, and its state was saved.
     """
-    add_stop_hook(cfg)
-    check_data_paths(cfg, 'train')
-    check_data_paths(cfg, 'val')
-    add_default_hooks(cfg)
-    _log_report(check_training(cfg, cfg.load_from if cfg.get('resume') else None))
-    fit_queues(cfg)
+    _log_and_raise(check(cfg), cfg)
     # Only for pre-training, whose steps allocate the same sizes. The images of a detector differ in size.
     if get_device() == 'cpu' and cfg.get('default_scope') == 'mmselfsup':
         keep_freed_memory()
     tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
     tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
     runner = build_runner(cfg)
+    _count_accumulated_images(runner)
     runner.register_hook(ResumedRunHook())
     if overwrite:
-        delete_earlier_checkpoints(runner.work_dir)
+        runner.register_hook(DeleteEarlierCheckpointsHook())
     try:
         runner.train()
     except OSError as error:
@@ -170,7 +202,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         ) from error
     finally:
         restore_signal_handlers()
-    last = Path(runner.work_dir) / 'last_checkpoint'
+    last = Path(runner.work_dir, POINTER)
     if last.is_file():
         runner.logger.info(f'finished after {runner.iter} iterations, last checkpoint: {last.read_text().strip()}')
     return runner
@@ -194,14 +226,7 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
     """
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise InputError(f'checkpoint {checkpoint} does not exist')
-    if cfg.get('test_dataloader') is None:
-        raise InputError(
-            'the config has no test_dataloader; this tool tests detectors, pre-trained models are evaluated with '
-            'tools/analysis_tools/'
-        )
-    check_data_paths(cfg, 'test')
-    add_test_hooks(cfg)
-    _log_report(check_test(cfg, checkpoint))
+    _log_and_raise(check(cfg, checkpoint), cfg)
     tolerate_unreadable_images(cfg, 'test_dataloader', 'blank')
     cfg.load_from = checkpoint
     if results is None:

@@ -14,9 +14,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from ccop_mm.utils.errors import InputError
+from ccop_mm.utils.run_config import is_first_process
 from ccop_mm.utils.text import format_truncated
 from ccop_mm.weights.newest_checkpoint import POINTER
 
@@ -30,9 +33,6 @@ LOCK = '.lock'
 
 #: Names of the checkpoints that mmengine's ``CheckpointHook`` writes by default.
 CHECKPOINT_NAME = re.compile(r'(best_.+_)?(epoch|iter)_\d+\.pth')
-
-#: Environment variable with the rank of a process, by launcher.
-RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 #: Descriptors of the locks that this process holds.
 _held: set[int] = set()
@@ -58,8 +58,7 @@ def claim_work_dir(cfg: Config, resume: str | None = None, overwrite: bool = Fal
     resumes = resume is not None or bool(cfg.get('resume'))
     if resumes and overwrite:
         raise InputError('overwrite deletes the checkpoints that resume continues from: use only one of them')
-    rank = os.environ.get(RANK_VARIABLES.get(cfg.get('launcher', 'none'), ''), '0')
-    if rank != '0':
+    if not is_first_process(cfg):
         yield
         return
     work_dir = Path(cfg.work_dir)
@@ -74,12 +73,13 @@ def claim_work_dir(cfg: Config, resume: str | None = None, overwrite: bool = Fal
         ) from None
     try:
         if not resumes:
-            _check_earlier_run(work_dir, cfg, overwrite)
+            check_earlier_run(cfg, overwrite)
         yield
     finally:
         if descriptor in _held:  # false in a forked process
             # Removed while the lock is held. A process that has opened the file before notices this, see _lock.
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows does not remove open files
+                path.unlink(missing_ok=True)
             _held.discard(descriptor)
             os.close(descriptor)
         if not existed:
@@ -100,8 +100,8 @@ def earlier_checkpoints(work_dir: str | Path) -> list[Path]:
 def delete_earlier_checkpoints(work_dir: str | Path) -> None:
     """Deletes the checkpoints of an earlier run and logs their number.
 
-    Called when a run with ``--overwrite`` has passed all checks, before its first iteration: a later ``--resume`` must
-    not continue the earlier run. The pointer is deleted first, so that it never names a missing file.
+    A later ``--resume`` must not continue the earlier run. The pointer is deleted first, so that it never names a
+    missing file.
 
     Args:
         work_dir (str | Path): Work directory of the run.
@@ -119,8 +119,31 @@ def delete_earlier_checkpoints(work_dir: str | Path) -> None:
         )
 
 
-def _check_earlier_run(work_dir: Path, cfg: Config, overwrite: bool) -> None:
-    """Raises :class:`InputError` if a new run would mix with an earlier one, or delete a file that it reads."""
+class DeleteEarlierCheckpointsHook(Hook):
+    """Deletes the checkpoints of an earlier run just before the first iteration.
+
+    By then, datasets, model and initial weights of the new run were loaded: a run that cannot start deletes nothing.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Deletes the checkpoints in the work directory of the runner."""
+        delete_earlier_checkpoints(runner.work_dir)
+
+
+def check_earlier_run(cfg: Config, overwrite: bool = False) -> None:
+    """Checks that a new run neither mixes with an earlier one nor deletes a file that it reads.
+
+    Args:
+        cfg (Config): Training config with ``work_dir``.
+        overwrite (bool): Whether the run deletes earlier checkpoints.
+
+    Raises:
+        InputError: The work directory contains checkpoints and ``overwrite`` is False, or the config reads one that
+            would be deleted.
+    """
+    work_dir = Path(cfg.work_dir)
     paths = earlier_checkpoints(work_dir)
     if paths and not overwrite:
         raise InputError(

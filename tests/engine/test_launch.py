@@ -237,7 +237,32 @@ def test_auto_scale_lr_counts_accumulated_images(config):
         'param_scheduler': [],
     }
     cfg = launch.load_config(**arguments(config, auto_scale_lr=True, options=changes))
-    assert launch.train(cfg).optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 2 * 4 / 16)
+    runner = launch.train(cfg)
+    assert runner.optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 2 * 4 / 16)
+    # The config that was saved with the run gives the same learning rate.
+    (saved,) = Path(runner.work_dir).glob('*.py')
+    again = launch.load_config(saved, work_dir=config.parent / 'again')
+    assert launch.train(again).optim_wrapper.get_lr()['lr'][0] == pytest.approx(0.01 * 2 * 4 / 16)
+
+
+@pytest.mark.parametrize('local_rank', ['0', '1'])
+def test_findings_are_listed_once_per_machine(config, monkeypatch, local_rank):
+    cfg = launch.load_config(**arguments(config, options={'custom_hooks': [dict(type='TrainingHealthHook')]}))
+    cfg.launcher = 'pytorch'
+    monkeypatch.setenv('LOCAL_RANK', local_rank)
+    with pytest.raises(PreflightError) as caught:
+        launch.train(cfg)
+    assert ('SpatialCurriculumHook' in str(caught.value)) == (local_rank == '0')
+
+
+def test_summary_is_logged_with_errors(config, monkeypatch):
+    lines = []
+    monkeypatch.setattr('ccop_mm.preflight.findings.print_log', lambda line, *_: lines.append(line))
+    with pytest.raises(PreflightError):
+        launch.train(
+            launch.load_config(**arguments(config, options={'custom_hooks': [dict(type='TrainingHealthHook')]}))
+        )
+    assert lines[-1].startswith('checked: ') and '1 error,' in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,10 @@ def test_training_over_an_earlier_run(train, tmp_path):
     code, error = train('--overwrite', **{'train_dataloader.dataset.proposal_file': 'gone.npz'})
     assert code == 2 and 'gone.npz' in error
     assert (work / 'epoch_2.pth').read_bytes() == content and (work / 'last_checkpoint').exists()
+    # Neither does one whose initial weights cannot be loaded, which only building the model shows.
+    code, error = train('--overwrite', **{'model.init_cfg': dict(type='BackbonePretrained', checkpoint='gone.pth')})
+    assert code == 2 and 'gone.pth' in error
+    assert (work / 'epoch_2.pth').read_bytes() == content and (work / 'last_checkpoint').exists()
     with claim_work_dir(Config(dict(work_dir=str(work))), resume='auto'):
         code, error = train('--overwrite')
     assert code == 2 and f' {os.getpid()} ' in error.splitlines()[-1]

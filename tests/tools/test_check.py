@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_detector import detector_config, edit_json, write_dataset
 
+from ccop_mm import apis
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 
@@ -48,7 +50,7 @@ def test_errors_and_warnings(check, config, tmp_path):
     (error,) = [line for line in lines if line.startswith('ERROR')]
     assert error.startswith('ERROR model.roi_head.bbox_head.num_classes: ') and ' 80 ' in error
     assert [line for line in lines if line.startswith('WARNING') and 'train.json' in line]
-    assert '1 errors' in lines[-1]
+    assert '1 error,' in lines[-1]
     assert not (tmp_path / 'work').exists()
 
 
@@ -99,3 +101,31 @@ def test_run_is_not_started(config, tmp_path, monkeypatch, capsys, tool, file, c
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('ERROR') and value in line]
     assert len(lines) == 1
     assert not list((tmp_path / 'work').glob('*/*.log'))
+
+
+def test_pretraining_without_its_data(check, small_config, tmp_path):
+    config = tmp_path / 'pretraining.py'
+    small_config().dump(config)
+    assert check(config, '--work-dir', tmp_path / 'work')[0] == 0
+    for key in ('proposal_file', 'ann_file'):
+        option = f'train_dataloader.dataset.{key}=gone.npz'
+        code, _, error = check(config, '--work-dir', tmp_path / 'work', '--cfg-options', option)
+        assert code == 2 and 'gone.npz' in error[-1]
+
+
+def test_earlier_run_is_an_error_unless_it_is_resumed(check, small_config, tmp_path):
+    cfg = small_config()
+    cfg.default_hooks.checkpoint = dict(type='SafeCheckpointHook', interval=1)
+    cfg.dump(tmp_path / 'pretraining.py')
+    apis.train(tmp_path / 'pretraining.py', work_dir=tmp_path / 'work')
+    arguments = (tmp_path / 'pretraining.py', '--work-dir', tmp_path / 'work')
+    code, _, error = check(*arguments)
+    assert code == 2 and 'epoch_1.pth' in error[-1] and '--resume' in error[-1]
+    code, lines, _ = check(*arguments, '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
+    assert code == 0, lines
+    assert not [line for line in lines if line.startswith('WARNING default_hooks')]
+
+
+def test_warnings_about_options_are_listed(check, config, tmp_path):
+    code, lines, _ = check(config, '--work-dir', tmp_path / 'work', '--cfg-options', 'data_root=other/')
+    assert code == 0 and [line for line in lines if line.startswith('WARNING') and 'data_root' in line]

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
 
 if TYPE_CHECKING:
     from ccop_mm.preflight import Report
@@ -30,10 +32,9 @@ class PreflightHook(Hook):
         report = self._check(runner)
         if report is None:
             return
-        for finding in report.warnings:
-            runner.logger.warning(str(finding))
-        runner.logger.info(report.summary)
-        report.raise_errors()
+        if is_main_process():
+            report.log()
+        report.raise_errors(details=is_main_process())
 
     @staticmethod
     def _check(runner: Runner) -> 'Report | None':
@@ -43,6 +44,8 @@ class PreflightHook(Hook):
         from ccop_mm.preflight.detector_data import check_test_data
 
         checkpoint = runner._load_from
+        if runner._resume and checkpoint is None:  # mmengine resumes from the newest checkpoint
+            checkpoint = find_latest_checkpoint(runner.work_dir)
         if isinstance(runner._train_loop, BaseLoop):
             return check_training(runner.cfg, checkpoint if runner._resume else None)
         if not isinstance(runner._test_loop, BaseLoop):

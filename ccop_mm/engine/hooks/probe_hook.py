@@ -29,10 +29,11 @@ class ProbeHook(Hook):
       neighbors.
 
     All values are fractions. Training is not affected: modules return to their previous mode, and the global random
-    number generators are not used. Probes run on the first rank while the others wait. The hook is not part of the
-    default configs; add it to use it::
+    number generators are not used. Probes run on the first rank while the others wait. ``tools/train.py`` adds the hook
+    if the config has the key ``probe`` with its arguments; a ``custom_hooks`` list would replace that of the base
+    config, and with it the curriculum::
 
-        custom_hooks = [..., dict(type='ProbeHook', ann_file='instances_val.json', img_root='val/', size=224)]
+        probe = dict(ann_file='instances_val.json', img_root='val/', size=224)
 
     Args:
         ann_file (str): COCO json with boxes. Its images should not be part of the training data.

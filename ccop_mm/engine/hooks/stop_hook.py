@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
@@ -253,21 +252,6 @@ class StopHook(Hook):
             Path(hook.out_dir, self._stop_checkpoint).unlink(missing_ok=True)
         self._stop_checkpoint = None
         runner.message_hub.pop_info(STOPPED)
-
-
-def add_stop_hook(cfg: Config) -> None:
-    """Adds :class:`StopHook` to a config, and :class:`IterationSeedHook` unless the config has another seed hook.
-
-    Args:
-        cfg (Config): Training config, modified in place.
-    """
-    hooks = list(cfg.get('custom_hooks') or [])
-    if not any(str(hook.get('type')).endswith('StopHook') for hook in hooks if isinstance(hook, dict)):
-        cfg.custom_hooks = [*hooks, dict(type='mmselfsup.StopHook')]
-    default_hooks = cfg.get('default_hooks') or {}
-    seed_hook = default_hooks.get('sampler_seed', dict(type='DistSamplerSeedHook'))
-    if seed_hook and str(seed_hook['type']).endswith('DistSamplerSeedHook'):
-        cfg.default_hooks = dict(default_hooks, sampler_seed=dict(type='mmselfsup.IterationSeedHook'))
 
 
 def restore_signal_handlers() -> None:

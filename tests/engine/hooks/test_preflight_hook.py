@@ -1,5 +1,3 @@
-import logging
-
 import pytest
 from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import BaseLoop
@@ -8,7 +6,7 @@ from small_detector import detector_config, edit_json, write_dataset
 from toy_training import toy_config
 
 from ccop_mm.engine import PreflightHook
-from ccop_mm.preflight import PreflightError
+from ccop_mm.preflight import PreflightError, Report
 
 
 class Loop(BaseLoop):
@@ -25,7 +23,7 @@ class Runner:
     """The attributes of mmengine's runner that the hook reads."""
 
     def __init__(self, cfg, train=False, test=False):
-        self.cfg, self.logger = cfg, logging.getLogger('preflight')
+        self.cfg = cfg
         self._train_loop, self._test_loop = Loop() if train else cfg.train_cfg, Loop() if test else cfg.test_cfg
         self._load_from, self._resume = None, False
 
@@ -42,10 +40,11 @@ def test_is_found_in_every_scope(scope):
         assert isinstance(HOOKS.build(dict(type='PreflightHook')), PreflightHook)
 
 
-def test_valid_run_is_summarized(root, caplog):
-    with caplog.at_level(logging.INFO, 'preflight'):
-        PreflightHook().before_run(Runner(detector_config(root), train=True))
-    assert '24 images, 3 classes, 72 boxes' in caplog.text
+def test_valid_run_is_summarized(root, monkeypatch):
+    lines = []
+    monkeypatch.setattr('ccop_mm.preflight.findings.print_log', lambda line, *_: lines.append(line))
+    PreflightHook().before_run(Runner(detector_config(root), train=True))
+    assert '24 images, 3 classes, 72 boxes' in lines[-1]
 
 
 @pytest.mark.parametrize(('loop', 'file'), [('train', 'train.json'), ('train', 'val.json'), ('test', 'val.json')])
@@ -65,11 +64,16 @@ def test_validation_alone_is_not_checked(root):
     PreflightHook().before_run(Runner(detector_config(root)))
 
 
-def test_in_a_run(tmp_path, monkeypatch):
-    reports = []
-    monkeypatch.setattr('ccop_mm.preflight.run.TRAINING_CHECKS', (lambda *arguments: reports.append(arguments),))
-    hooks = [dict(type='PreflightHook')]
-    runner = MMRunner.from_cfg(toy_config(tmp_path, experiment_name='preflight', custom_hooks=hooks))
+@pytest.mark.parametrize('how', ['new', 'resumed', 'resumed from the newest'])
+def test_in_a_run(tmp_path, monkeypatch, how):
+    settings = dict(experiment_name=f'preflight {how}', custom_hooks=[dict(type='PreflightHook')])
+    work_dir = tmp_path / 'work'
+    expected = dict(new=None, resumed=str(work_dir / 'epoch_1.pth')).get(how, str(work_dir / 'epoch_2.pth'))
+    if how != 'new':
+        MMRunner.from_cfg(toy_config(work_dir, experiment_name=f'before {how}')).train()
+        settings |= dict(resume=True, load_from=expected if how == 'resumed' else None)
+    calls = []
+    monkeypatch.setattr('ccop_mm.preflight.check_training', lambda *arguments: calls.append(arguments) or Report())
+    runner = MMRunner.from_cfg(toy_config(work_dir, **settings))
     runner.train()
-    ((cfg, _, resume),) = reports
-    assert cfg is runner.cfg and resume is None
+    assert calls == [(runner.cfg, expected)]

@@ -318,7 +318,7 @@ def test_signal_to_torchrun_stops_its_processes(pretraining, tmp_path, free_port
 
 # Transfer: iteration-based loop, infinite sampler, AspectRatioBatchSampler, augmentation of mmdet.
 
-R50 = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r18-fpn_random_1x_coco.py'
+R18 = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r18-fpn_random_1x_coco.py'
 
 
 @pytest.fixture(scope='module')
@@ -335,8 +335,8 @@ def transfer(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests' / 'helpers'))
 
     def make(work_dir, workers=0):
-        cfg = read_config(R50)
-        cfg = make_small(R50, {**narrow_model(cfg, 6), **coco_data(cfg, *scenes, num_images=12)}, tmp_path / work_dir)
+        cfg = read_config(R18)
+        cfg = make_small(R18, {**narrow_model(cfg, 6), **coco_data(cfg, *scenes, num_images=12)}, tmp_path / work_dir)
         cfg.merge_from_dict(
             {
                 'train_cfg.max_iters': 8,
