@@ -13,7 +13,7 @@ from mmcv.ops import roi_align
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ccop_mm.evaluation.feature_maps import PYRAMID, STAGES, feature_maps, normalize_views
+from ccop_mm.evaluation.feature_maps import feature_maps, normalize_views
 from ccop_mm.utils.coco_json import AnnotatedImage, read_annotated_images
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import UnreadableImageError, load_image
@@ -30,7 +30,7 @@ def extract_object_features(
     size: int = 224,
     batch_size: int = 16,
     device: torch.device | str | None = None,
-    stage: int = -1,
+    stage: int | str = -1,
     max_objects: int | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -51,7 +51,8 @@ def extract_object_features(
         size (int): Short side of the images in pixels. The training resolution gives the best results.
         batch_size (int): Images per batch.
         device (torch.device | str, optional): Device to move the model to. By default the model is not moved.
-        stage (int): Index of the backbone stage to pool from. The default is the last stage, C5.
+        stage (int | str): Backbone stage to pool from: its name, such as ``'C4'``, or its index among the stages of the
+            model. The default is the last stage.
         max_objects (int, optional): Use a random subset of the images with about this many objects. Memory is
             4 (C + D) bytes per object: 0.9 GB for 100,000 objects of a ResNet-50.
         seed (int): Random seed of the subset.
@@ -160,7 +161,7 @@ def _padded_shape(image: np.ndarray) -> tuple[int, ...]:
 
 
 def _extract_batch(
-    model: nn.Module, images: Sequence[np.ndarray], boxes: Sequence[Tensor], stage: int
+    model: nn.Module, images: Sequence[np.ndarray], boxes: Sequence[Tensor], stage: int | str
 ) -> list[dict[str, Tensor]]:
     """Returns ``backbone (n, C)`` and, if supported, ``embedding (n, D)`` on the CPU for each image with n boxes."""
     device = next(model.parameters()).device
@@ -169,17 +170,32 @@ def _extract_batch(
     batch_index = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor(counts)).to(device)
     all_boxes = torch.cat(list(boxes)).to(inputs)  # (N, 4)
     maps = feature_maps(model, inputs)
-    stage_map = maps[STAGES[stage]]
+    stage_map = maps[_find_stage(list(maps), stage)]
     rois = torch.cat([batch_index[:, None].to(all_boxes), all_boxes], dim=1)
     spatial_scale = stage_map.shape[-1] / inputs.shape[-1]
     pooled = roi_align(stage_map, rois, (7, 7), spatial_scale, 0, 'avg', True)  # (N, C, 7, 7)
     features = {'backbone': pooled.mean(dim=(2, 3))}
     if hasattr(model, 'embed_objects'):
-        pyramid = tuple(maps[name] for name in PYRAMID)
+        project = getattr(model, 'level_projector', tuple)
+        pyramid = project([part for name, part in maps.items() if name.startswith('P')])
         features['embedding'] = model.embed_objects(pyramid, all_boxes, batch_index).float()
     split = {name: rows.cpu().split(counts) for name, rows in features.items()}
     # clone, because a slice would keep the rows of the whole batch in memory.
     return [{name: rows[index].clone() for name, rows in split.items()} for index in range(len(counts))]
+
+
+def _find_stage(levels: Sequence[str], stage: int | str) -> str:
+    """Returns the name of a backbone stage.
+
+    Raises:
+        InputError: The model has no such stage.
+    """
+    stages = [level for level in levels if level.startswith('C')]
+    if stage in stages:
+        return str(stage)
+    if isinstance(stage, int) and -len(stages) <= stage < len(stages):
+        return stages[stage]
+    raise InputError(f'the backbone has no stage {stage}; its stages are {", ".join(stages)}')
 
 
 def _normalize_and_pad(preprocessor: nn.Module, image: np.ndarray, device: torch.device) -> Tensor:

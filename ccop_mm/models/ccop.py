@@ -1,6 +1,7 @@
 """Curricular Contrastive Object-level Pre-training (CCOP)."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,15 @@ from mmselfsup.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from ccop_mm.models.encoder import ENCODER_PARTS, IMAGE_PARTS, embed_objects, encode_images, supports_interleaving
-from ccop_mm.models.grouped_batch_norm import GroupedBatchNorm2d, has_sync_batch_norm, set_groups
+from ccop_mm.models.encoder_layout import find_untrained, inspect_encoder
+from ccop_mm.models.grouped_batch_norm import (
+    GroupedBatchNorm2d,
+    has_batch_norm,
+    has_sync_batch_norm,
+    set_groups,
+)
 from ccop_mm.models.key_plan import KEY_BATCHES, gather_rows
+from ccop_mm.models.level_projector import LevelProjector
 from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 from ccop_mm.models.queue import FeatureQueue
@@ -26,22 +34,27 @@ class CCOP(BaseModel):
     """Contrasts images, objects across images, and the objects of one image.
 
     Yang, Huang, Crowley: *Contrastive Object-level Pre-training with Spatial Noise Curriculum Learning*, arXiv
-    2111.13651. The weights to transfer are under ``backbone.*`` and ``neck.*``; an mmdet detector whose FPN starts at
-    C2 loads them unchanged.
+    2111.13651. The weights to transfer are under ``backbone.*`` and ``neck.*``; a detector with the same backbone and
+    neck loads them unchanged. Parts of these that influence no pooled level, such as the convolutions of P6 and P7, are
+    not trained, and checkpoints do not contain them.
 
     Args:
-        backbone (dict): Config of the backbone, which returns C2 to C5, e.g. ``mmdet.ResNet``. Its defaults are meant
-            for fine-tuning: set ``norm_eval=False``, ``frozen_stages=-1`` and ``zero_init_residual=False``.
-        neck (dict): Config of the neck, which returns P2 to P5, e.g. ``mmdet.FPN``.
-        image_projector (dict): Maps average-pooled C5 to the image embedding, e.g. ``ProjectionMLP``.
-        object_projector (dict): Maps flattened 7x7 RoI features to the object embedding.
+        backbone (dict): Config of a backbone that returns a list of maps, e.g. ``mmdet.ResNet``. The defaults of mmdet
+            are meant for fine-tuning: set ``norm_eval=False``, ``frozen_stages=-1`` and ``zero_init_residual=False``.
+        neck (dict | list[dict]): Config of a neck that returns at least two levels, e.g. ``mmdet.FPN``, or of several
+            in a row.
+        image_projector (dict): Maps the average-pooled last map of the backbone (C5) to the image embedding, e.g.
+            ``ProjectionMLP``.
+        object_projector (dict): Maps flattened 7x7 RoI features to the object embedding. Levels with different numbers
+            of channels are projected to 256 first.
         image_head (dict, optional): Image loss (Eq. 1); ``ImageContrastHead`` by default.
         object_head (dict, optional): Object loss (Eq. 1) and selection of the hardest candidate; ``ObjectContrastHead``
             by default. If its ``loss_weight`` and that of ``intra_loss`` are 0, no object is embedded.
         intra_loss (dict, optional): Intra-image loss (Eq. 3); ``IntraImageLoss`` by default.
         box_jitter (dict, optional): Noise of the key boxes (Eq. 7) and state of the curriculum; ``SCSBoxJitter`` by
             default.
-        object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`.
+        object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`. ``strides`` are those
+            of the neck's levels to pool from, by default all up to 32 px.
         queue_len (int | str): Number of negatives in the image queue. The paper prints 65,335, read as 65,536.
             ``'auto'`` fits both queues to the dataset; tools/train.py and ``ccop_mm.apis.train`` resolve it to numbers
             (:func:`ccop_mm.models.queue.suggest_lengths`).
@@ -50,7 +63,8 @@ class CCOP(BaseModel):
         feat_dim (int): Embedding dimension D; 128 in the paper.
         momentum (float): m of Eq. 2; 0.999 in the paper.
         key_batch (str): How the batch statistics of the key encoder are prevented from revealing positives: ``'auto'``,
-            ``'shuffle'``, ``'split'``, ``'sync'`` or ``'none'``; see :func:`ccop_mm.models.key_plan.plan_keys`.
+            ``'shuffle'``, ``'split'``, ``'sync'`` or ``'none'``; see :func:`ccop_mm.models.key_plan.plan_keys`. Without
+            batch normalization, ``'auto'`` is ``'none'``.
         bn_group (int): Images per group of batch statistics in a single process; 32 is the paper's batch size per GPU.
         channels_last (bool): Run the image encoders in channels-last memory format. Weights, and therefore optimizer
             states and checkpoints, keep their layout.
@@ -61,7 +75,7 @@ class CCOP(BaseModel):
     def __init__(
         self,
         backbone: dict,
-        neck: dict,
+        neck: dict | list[dict],
         image_projector: dict,
         object_projector: dict,
         image_head: dict | None = None,
@@ -110,13 +124,26 @@ class CCOP(BaseModel):
             raise ValueError(
                 "intra_loss.mode='triplet' requires box_jitter.include_original=True, whose embeddings it uses"
             )
-        self.object_pool = ObjectPool(**(object_pool or {}))
+        layout = inspect_encoder(self.backbone, self.neck)
+        strides = (object_pool or {}).get('strides') or layout.pooled_strides()
+        self.object_pool = ObjectPool(**{**(object_pool or {}), 'strides': tuple(strides)})
+        channels = layout.level_channels(strides)
+        indices = [layout.strides.index(stride) for stride in strides]
+        self.level_projector = LevelProjector(indices, channels, layout.object_channels(strides))
+        #: Keys of backbone and neck that are not trained.
+        self.untrained = find_untrained(self.backbone, self.neck, strides)
+        for name, parameter in self.named_parameters():
+            if name in self.untrained:
+                parameter.requires_grad_(False)
+        self.register_state_dict_post_hook(_leave_out_untrained)
+        self.register_load_state_dict_pre_hook(_keep_untrained)
         self.image_queue = FeatureQueue(queue_len, feat_dim)
         self.object_queue = FeatureQueue(object_queue_len or queue_len, feat_dim)
         for name in IMAGE_PARTS:
             GroupedBatchNorm2d.convert(self.get_submodule(name))
-        self.encoder_k = MomentumEncoder(self._encoder_parts(), momentum)
-        self.key_batch = key_batch
+        self.encoder_k = MomentumEncoder(self._encoder_parts(), momentum, without_dropout=('backbone', 'neck'))
+        uses_batch_norm = any(has_batch_norm(self.get_submodule(name)) for name in IMAGE_PARTS)
+        self.key_batch = 'none' if key_batch == 'auto' and not uses_batch_norm else key_batch
         self.bn_group = bn_group
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._generator = torch.Generator()
@@ -140,7 +167,7 @@ class CCOP(BaseModel):
         self.image_queue.deferred = self.object_queue.deferred = not last
 
     def extract_feat(self, inputs: Tensor | list[Tensor], data_samples: list | None = None) -> tuple[Tensor, ...]:
-        """Computes P2 to P5 with the query encoder.
+        """Computes the pooled levels, P2 to P5 of an FPN, with the query encoder.
 
         Args:
             inputs (Tensor | list[Tensor]): Images ``(B, 3, H, W)``, normalized; of several views, the first is used.
@@ -151,13 +178,13 @@ class CCOP(BaseModel):
         """
         image = inputs if isinstance(inputs, Tensor) else inputs[0]
         set_groups([self.backbone, self.neck], 1)
-        return self.neck(self.backbone(image))
+        return self.level_projector(self.neck(self.backbone(image)))
 
     def embed_objects(self, pyramid: tuple[Tensor, ...], boxes: Tensor, batch_index: Tensor) -> Tensor:
         """Computes object embeddings with the query encoder.
 
         Args:
-            pyramid (tuple[Tensor, ...]): P2 to P5, each ``(B, C, H_l, W_l)``.
+            pyramid (tuple[Tensor, ...]): Result of :meth:`extract_feat`, each ``(B, C, H_l, W_l)``.
             boxes (Tensor): ``(N, 4)`` xyxy in pixels of the network's input.
             batch_index (Tensor): ``(N,)``, the image of each box.
 
@@ -257,3 +284,20 @@ class CCOP(BaseModel):
             f'training; use a batch size of at least {2 * MIN_GROUP_SIZE} per process',
             stacklevel=2,
         )
+
+
+def _leave_out_untrained(model: CCOP, state_dict: dict[str, Any], prefix: str, local_metadata: dict) -> None:
+    """Removes the untrained tensors of both encoders from a state dict, so that no detector loads random weights."""
+    for key in _untrained_keys(model, prefix):
+        state_dict.pop(key, None)
+
+
+def _keep_untrained(model: CCOP, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Adds the current values of the untrained tensors to a state dict that does not contain them."""
+    current = dict(model.named_parameters()) | dict(model.named_buffers())
+    for key in _untrained_keys(model, prefix):
+        state_dict.setdefault(key, current[key.removeprefix(prefix)])
+
+
+def _untrained_keys(model: CCOP, prefix: str) -> list[str]:
+    return [f'{prefix}{part}{name}' for part in ('', 'encoder_k.') for name in model.untrained]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmselfsup.models.utils import SelfSupDataPreprocessor
 from mmselfsup.registry import MODELS
 from torch import Tensor
@@ -30,7 +31,9 @@ class TwoViewDataPreprocessor(SelfSupDataPreprocessor):
         photometric_dtype (str, optional): Dtype of photometric augmentation and normalization: ``'float32'``,
             ``'float16'`` or ``'bfloat16'``; torch's default dtype by default. In bfloat16, values of 128 and more are
             integers. The returned views always have torch's default dtype.
-        **kwargs: Keyword arguments of mmengine's ``ImgDataPreprocessor``. Input views are BGR, as loaded by
+        **kwargs: Keyword arguments of mmengine's ``ImgDataPreprocessor``: ``mean``, ``std`` (without them, the network
+            receives 0 to 255), ``bgr_to_rgb``, ``rgb_to_bgr``, ``pad_size_divisor``, ``pad_value``. With those of an
+            mmdet detector, the network receives the same values as in the detector. Input views are BGR, as loaded by
             ``LoadUnlabeledImage``.
     """
 
@@ -49,12 +52,14 @@ class TwoViewDataPreprocessor(SelfSupDataPreprocessor):
             training (bool): Unused; training and test batches are prepared identically.
 
         Returns:
-            dict: ``inputs``: list of the views, floating point ``(B, 3, H, W)`` each; ``data_samples``: unchanged.
+            dict: ``inputs``: list of the views, floating point ``(B, 3, H, W)`` each, padded at the right and the
+            bottom to multiples of ``pad_size_divisor``; ``data_samples``: unchanged.
         """
         views = self.cast_data(data['inputs'])
         params = data.get('photometric')
         with torch.autocast(views[0].device.type, enabled=False):
             views = [self._prepare(view, None if params is None else params[:, i]) for i, view in enumerate(views)]
+        views = [pad_to_multiple(view, self.pad_size_divisor, self.pad_value) for view in views]
         return dict(inputs=views, data_samples=data.get('data_samples'))
 
     def _prepare(self, view: Tensor, params: Tensor | None) -> Tensor:
@@ -73,3 +78,18 @@ class TwoViewDataPreprocessor(SelfSupDataPreprocessor):
                 part = part.sub_(self.mean.to(part.dtype)).div_(self.std.to(part.dtype))
             out[rows] = part
         return out
+
+
+def pad_to_multiple(images: Tensor, divisor: int, value: float = 0) -> Tensor:
+    """Pads images at the right and the bottom, like mmdet's ``DetDataPreprocessor``.
+
+    Args:
+        images (Tensor): ``(B, C, H, W)``.
+        divisor (int): Height and width of the result are multiples of it.
+        value (float): Padding value.
+
+    Returns:
+        Tensor: ``(B, C, H', W')``; ``images`` itself if nothing is padded.
+    """
+    bottom, right = (-side % divisor for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, bottom), value=value) if bottom or right else images

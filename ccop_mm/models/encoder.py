@@ -1,7 +1,7 @@
 """Functions of an image and object encoder (Sec. 3.1), shared by the query and the key encoder.
 
-An encoder is any module with the attributes ``backbone``, ``neck``, ``image_projector`` and ``object_projector``:
-:class:`ccop_mm.models.CCOP` itself (query) and its :class:`ccop_mm.models.MomentumEncoder` (key).
+An encoder is any module with the attributes :data:`ENCODER_PARTS`: :class:`ccop_mm.models.CCOP` itself (query) and its
+:class:`ccop_mm.models.MomentumEncoder` (key).
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ccop_mm.models.grouped_batch_norm import deinterleave, interleave, set_groups, supports_groups
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 
-#: Modules of an encoder.
-ENCODER_PARTS = ('backbone', 'neck', 'image_projector', 'object_projector')
-
 #: Modules that process images and may contain batch normalization.
-IMAGE_PARTS = ENCODER_PARTS[:3]
+IMAGE_PARTS = ('backbone', 'neck', 'image_projector')
+
+#: Modules of an encoder.
+ENCODER_PARTS = (*IMAGE_PARTS, 'object_projector', 'level_projector')
 
 #: RoI features kept in memory at a time without gradients: 1,024 x 256 x 7 x 7 float32 values are 51 MB.
 MAX_POOLED_ROIS = 1024
@@ -52,8 +52,8 @@ def encode_images(
         memory_format (torch.memory_format): Memory format of the images and feature maps.
 
     Returns:
-        tuple[Tensor, tuple[Tensor, ...]]: Embeddings ``(B, D)``, L2-normalized, in the order of the batch, and feature
-        maps P2 to P5, each ``(B, C, H_l, W_l)``.
+        tuple[Tensor, tuple[Tensor, ...]]: Embeddings ``(B, D)``, L2-normalized, in the order of the batch, and the
+        pooled levels, each ``(B, C, H_l, W_l)``.
     """
     images = images.contiguous(memory_format=memory_format)
     num_groups = len(group_sizes)
@@ -68,7 +68,8 @@ def encode_images(
 
 def _encode(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Pyramid]:
     features = encoder.backbone(images)
-    return encoder.image_projector(features[-1].mean(dim=(2, 3))), tuple(encoder.neck(features))
+    pyramid = encoder.level_projector(encoder.neck(features))
+    return encoder.image_projector(features[-1].mean(dim=(2, 3))), pyramid
 
 
 def embed_objects(encoder: nn.Module, object_pool: ObjectPool, pyramid: Pyramid, rois: RoIs, num_rows: int) -> Tensor:
@@ -77,7 +78,7 @@ def embed_objects(encoder: nn.Module, object_pool: ObjectPool, pyramid: Pyramid,
     Args:
         encoder (nn.Module): Query or key encoder.
         object_pool (ObjectPool): RoIAlign over the levels.
-        pyramid (tuple[Tensor, ...]): P2 to P5, each ``(B, C, H_l, W_l)``.
+        pyramid (tuple[Tensor, ...]): Pooled levels, each ``(B, C, H_l, W_l)``.
         rois (RoIs): Boxes sorted by level; ``rois.order`` gives the output row of each.
         num_rows (int): N, number of output rows; rows that ``rois.order`` does not name are 0.
 

@@ -85,6 +85,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d, _BatchNorm):
         return torch.ops.aten._unsafe_view(output, inputs.shape)
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    """Returns whether a module contains a batch normalization layer of any kind."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
 def has_sync_batch_norm(module: nn.Module) -> bool:
     """Returns whether a module contains a ``SyncBatchNorm`` layer of torch or mmcv."""
     return any(type(part).__name__ == 'SyncBatchNorm' for part in module.modules())

@@ -1,6 +1,7 @@
 """Key encoder: exponential moving average of the query encoder."""
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,18 @@ class MomentumEncoder(nn.Module):
     Args:
         modules (dict[str, nn.Module]): Modules of the query encoder. Each copy is registered under the same name.
         momentum (float): Momentum m. The paper uses 0.999.
+        without_dropout (Collection[str]): Names of modules whose dropout and drop path stay off in training, so that
+            the keys of a view do not depend on chance.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], momentum: float = 0.999) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], momentum: float = 0.999, without_dropout: Collection[str] = ()
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f'momentum must be in [0, 1], got {momentum}')
         self.momentum = momentum
+        self.without_dropout = tuple(without_dropout)
         #: Number of iterations since the start of training, including those in which ``enabled`` is False: it seeds the
         #: noise of an iteration. A plain int, so that reading it requires no synchronization.
         self.steps = 0
@@ -32,6 +38,17 @@ class MomentumEncoder(nn.Module):
         self.enabled = True
         for name, module in modules.items():
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> 'MomentumEncoder':
+        """Sets the mode of all modules, except for the dropout of ``without_dropout``, which stays off."""
+        super().train(mode)
+        for name in self.without_dropout:
+            for module in self.get_submodule(name).modules():
+                # Dropout, DropPath and DropBlock of torch, mmcv, mmdet and timm.
+                if 'Drop' in type(module).__name__ or isinstance(module, nn.MultiheadAttention):
+                    module.train(False)
+        return self
 
     @torch.no_grad()
     def update(self, modules: dict[str, nn.Module]) -> None:

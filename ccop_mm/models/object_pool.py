@@ -37,26 +37,34 @@ class RoIs:
         return parts
 
 
+#: Default of ``level_sides`` divided by the stride: the rule of the reference implementation.
+SIDE_PER_STRIDE = 12
+
+
 class ObjectPool(nn.Module):
     """RoIAlign of all boxes of a batch with one call per pyramid level.
 
     On a GPU ``layers``, mmcv's ``RoIAlign``, are called. On a CPU :func:`roi_align_on_cpu` computes the same result.
 
     Args:
-        strides (tuple[int, ...]): Stride of each level in pixels; P2 to P5 by default.
-        level_sides (tuple[float, ...]): Maximum box size, sqrt(area) in pixels, of every level except the last. The
-            paper only states that levels are assigned by size; 48, 96 and 192 are the thresholds of the reference
-            implementation.
+        strides (tuple[int, ...]): Stride of each level in pixels, ascending; P2 to P5 by default.
+        level_sides (tuple[float, ...], optional): Maximum box size, sqrt(area) in pixels, of every level except the
+            last; 12 times its stride by default. The paper only states that levels are assigned by size; 48, 96 and 192
+            for strides of 4, 8 and 16 are the thresholds of the reference implementation.
         output_size (int): Number of bins per side. The paper uses 7.
     """
 
     def __init__(
         self,
         strides: tuple[int, ...] = (4, 8, 16, 32),
-        level_sides: tuple[float, ...] = (48, 96, 192),
+        level_sides: tuple[float, ...] | None = None,
         output_size: int = 7,
     ) -> None:
         super().__init__()
+        if list(strides) != sorted(set(strides)) or not strides:
+            raise ValueError(f'strides must be ascending, got {strides}')
+        if level_sides is None:
+            level_sides = tuple(SIDE_PER_STRIDE * stride for stride in strides[:-1])
         if len(level_sides) != len(strides) - 1 or sorted(level_sides) != list(level_sides):
             raise ValueError(
                 f'level_sides must contain {len(strides) - 1} ascending values for {len(strides)} levels, '

@@ -178,6 +178,31 @@ def test_model_without_embeddings_returns_backbone_features_only(tmp_path):
     torch.testing.assert_close(without_pyramid['backbone'], with_pyramid['backbone'])
 
 
+class ThreeStages(ColorModel):
+    """A backbone that returns C3 to C5 only; each stage has another offset."""
+
+    def backbone(self, x):
+        return tuple(F.avg_pool2d(x, stride) + stride for stride in (8, 16, 32))
+
+    def embed_objects(self, pyramid, boxes, batch_index):
+        return boxes
+
+
+@pytest.mark.parametrize('stage, stride', [('C3', 8), (0, 8), ('C4', 16), ('C5', 32), (-1, 32)])
+def test_stages_by_name_and_index(tmp_path, stage, stride):
+    path = write_images(tmp_path, [(64, 64, [((0, 0, 64, 64), (10, 20, 30))])])
+    features = extract_object_features(ThreeStages(), path, tmp_path, 64, stage=stage)
+    expected = (torch.tensor([[10.0, 20, 30]]) - torch.tensor(MEAN)) / torch.tensor(STD) + stride
+    torch.testing.assert_close(features['backbone'], expected)
+
+
+@pytest.mark.parametrize('stage', ['C2', 'P3', 3, -4])
+def test_unknown_stage(tmp_path, stage):
+    path = write_images(tmp_path, random_specs(5, [(64, 64)]))
+    with pytest.raises(InputError, match=f'{stage}.*C3, C4, C5'):
+        extract_object_features(ThreeStages(), path, tmp_path, 64, stage=stage)
+
+
 def test_max_objects_samples_whole_images_by_seed(tmp_path):
     path = write_images(tmp_path, random_specs(7, [(64, 96)] * 10))  # two objects each
     full = extract_object_features(RandomNet(), path, tmp_path, size=64)

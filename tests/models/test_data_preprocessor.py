@@ -1,5 +1,7 @@
 import pytest
 import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from mmselfsup.models.utils import SelfSupDataPreprocessor
 from mmselfsup.structures import SelfSupDataSample
@@ -88,3 +90,27 @@ def test_photometric_dtype_does_not_change_the_output_dtype(generator, name, tol
 def test_unknown_photometric_dtype_raises():
     with pytest.raises(ValueError, match="'int8'"):
         TwoViewDataPreprocessor(photometric_dtype='int8')
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(**SETTINGS, pad_size_divisor=32),
+        dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False),  # RTMDet
+        dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False, pad_size_divisor=32),  # caffe
+        dict(pad_size_divisor=16, pad_value=114),  # YOLOX
+        dict(mean=[0, 0, 0], std=[255.0, 255.0, 255.0], bgr_to_rgb=True, pad_size_divisor=32),  # YOLOv3
+        dict(mean=[1, 2, 3], std=[4, 5, 6], rgb_to_bgr=True),
+    ],
+)
+@pytest.mark.parametrize('augmented', [False, True])
+def test_views_are_those_that_a_detector_receives(generator, settings, augmented):
+    """With augmentation, up to rounding: the neutral parameters change nothing."""
+    data = make_batch(generator)
+    if augmented:
+        data['photometric'] = torch.tensor(photometric.NEUTRAL).repeat(3, 2, 1)
+    samples = [DetDataSample(metainfo=dict(img_shape=(8, 9))) for _ in range(3)]
+    detector = DetDataPreprocessor(**settings)(dict(inputs=list(data['inputs'][1]), data_samples=samples))
+    result = TwoViewDataPreprocessor(**settings)(data)
+    assert torch.equal(result['inputs'][1], detector['inputs']) or augmented
+    torch.testing.assert_close(result['inputs'][1], detector['inputs'], rtol=1e-5, atol=1e-4)

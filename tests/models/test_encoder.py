@@ -7,6 +7,7 @@ from torch import nn
 
 from ccop_mm.models import encoder
 from ccop_mm.models.grouped_batch_norm import GroupedBatchNorm2d, deinterleave
+from ccop_mm.models.level_projector import LevelProjector
 from ccop_mm.models.object_pool import ObjectPool
 
 
@@ -23,6 +24,7 @@ class SmallEncoder(nn.Module):
         self.object_projector = MODELS.build(
             dict(type='mmselfsup.ProjectionMLP', in_channels=3 * 49, hid_channels=5, out_channels=4)
         )
+        self.level_projector = LevelProjector((0, 1), (3, 3), 3)
         GroupedBatchNorm2d.convert(self)
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         size=args.size,
         batch_size=args.batch_size,
         device=args.device,
-        stage=STAGES.index(args.stage),
+        stage=args.stage,
         max_objects=args.max_objects,
         seed=args.seed,
     )

@@ -158,7 +158,7 @@ class ProbeHook(Hook):
                 self.img_root,
                 size=self.size,
                 batch_size=self.batch_size,
-                stage=STAGES.index(stage),
+                stage=stage,
                 max_objects=self.max_objects,
             )
             if stage != self.stages[0]:  # the embedding does not depend on the stage
