@@ -11,7 +11,7 @@ from mmselfsup.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 from ccop_mm.models.encoder import ENCODER_PARTS, IMAGE_PARTS, embed_objects, encode_images, supports_interleaving
-from ccop_mm.models.encoder_layout import find_untrained, inspect_encoder
+from ccop_mm.models.encoder_layout import describe_layout, find_untrained
 from ccop_mm.models.grouped_batch_norm import (
     GroupedBatchNorm2d,
     has_batch_norm,
@@ -24,6 +24,7 @@ from ccop_mm.models.momentum import MomentumEncoder
 from ccop_mm.models.object_pool import ObjectPool, RoIs
 from ccop_mm.models.queue import FeatureQueue
 from ccop_mm.models.step_plan import ObjectBoxes, StepPlan, copy_to_device, plan_step
+from ccop_mm.utils.encoder_graph import EncoderGraph
 
 #: Minimum number of images that share batch statistics before a warning (a rule of thumb; the paper has 32 per GPU).
 MIN_GROUP_SIZE = 8
@@ -124,14 +125,15 @@ class CCOP(BaseModel):
             raise ValueError(
                 "intra_loss.mode='triplet' requires box_jitter.include_original=True, whose embeddings it uses"
             )
-        layout = inspect_encoder(self.backbone, self.neck)
+        graph = EncoderGraph(self.backbone, self.neck)
+        layout = describe_layout(graph)
         strides = (object_pool or {}).get('strides') or layout.pooled_strides()
         self.object_pool = ObjectPool(**{**(object_pool or {}), 'strides': tuple(strides)})
         channels = layout.level_channels(strides)
         indices = [layout.strides.index(stride) for stride in strides]
         self.level_projector = LevelProjector(indices, channels, layout.object_channels(strides))
         #: Keys of backbone and neck that are not trained.
-        self.untrained = find_untrained(self.backbone, self.neck, strides)
+        self.untrained = find_untrained(graph, strides)
         for name, parameter in self.named_parameters():
             if name in self.untrained:
                 parameter.requires_grad_(False)

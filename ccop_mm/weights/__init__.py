@@ -2,6 +2,7 @@
 
 from .checkpoint_file import checksum, read_checkpoint, read_state_dict
 from .convert import convert
+from .encoder_pretrained import EncoderPretrained
 from .formats import FOREIGN_FORMATS, TARGETS
 from .pretrained import BackbonePretrained, CCOPPretrained
 
@@ -10,6 +11,7 @@ __all__ = [
     'TARGETS',
     'BackbonePretrained',
     'CCOPPretrained',
+    'EncoderPretrained',
     'checksum',
     'convert',
     'read_checkpoint',

@@ -125,7 +125,7 @@ TARGETS: dict[str, Callable[[str], str | None]] = {
     'ccop': lambda key: key,
     'torchvision': to_torchvision,
     'timm': to_torchvision,
-    'detectron2': lambda key: f'backbone.{to_detectron2(key)}',
+    'detectron2': lambda key: f'backbone.{name}' if (name := to_detectron2(key)) else None,
 }
 
 #: Former names of target formats, which stay accepted.

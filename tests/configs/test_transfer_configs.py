@@ -26,7 +26,8 @@ from synthetic_scenes.scenes import write_scenes
 
 from ccop_mm.compat import prepare_config
 from ccop_mm.weights.formats import TARGETS
-from ccop_mm.weights.key_mapping import pair_keys, shapes
+from ccop_mm.weights.key_mapping import shapes
+from ccop_mm.weights.pairing import pair_keys
 
 DEMO = CONFIGS / 'transfer/mask_rcnn/mask-rcnn_r18-fpn_ccop-demo.py'
 SUITE = sorted(
@@ -89,10 +90,10 @@ def test_checkpoint_is_the_last_epoch_of_a_pretraining_config_and_its_weights_fi
     detector = build_on_meta(cfg.model)
     first_level = detector.neck.start_level
     levels = len(detector.neck.lateral_convs)
-    pairs = pair_keys(shapes(detector.state_dict()), shapes(source.state_dict()), first_level, levels)
+    pairing = pair_keys(shapes(detector.state_dict()), shapes(source.state_dict()), lambda missing: missing)
     # Each level has a lateral and an output convolution, with 6 tensors each: weight, and 5 of the norm layer.
-    assert levels == 4 - first_level
-    assert len(pairs) == len(detector.backbone.state_dict()) + levels * 2 * 6
+    assert levels == 4 - first_level and pairing.first_level == first_level
+    assert len(pairing.sources) == len(detector.backbone.state_dict()) + levels * 2 * 6
 
 
 @parametrize_paths([*CCOP, DEMO])

@@ -5,7 +5,8 @@ import torch
 from mmdet.models import FPN, ResNet
 from torch import nn
 
-from ccop_mm.models.encoder_layout import EncoderLayout, dry_run, find_untrained, inspect_encoder
+from ccop_mm.models.encoder_layout import EncoderLayout, find_untrained, inspect_encoder
+from ccop_mm.utils.encoder_graph import EncoderGraph
 from ccop_mm.utils.errors import InputError
 
 
@@ -123,7 +124,7 @@ def changed_by_training(backbone, neck, strides, image):
 )
 def test_untrained_tensors_are_those_that_no_gradient_reaches(generator, neck, strides, untrained):
     backbone, neck = resnet(), fpn(**neck)
-    found = find_untrained(backbone, neck, strides)
+    found = find_untrained(EncoderGraph(backbone, neck), strides)
     assert {name.removeprefix('neck.').rsplit('.', 2)[0] for name in found} == untrained
     image = torch.randn(2, 3, 128, 128, generator=generator)
     changed = changed_by_training(backbone, neck, strides, image)
@@ -137,7 +138,10 @@ def test_untrained_tensors_are_those_that_no_gradient_reaches(generator, neck, s
 def test_unused_part_of_a_backbone():
     backbone = resnet()
     backbone.classifier = nn.Linear(4, 2)
-    assert find_untrained(backbone, fpn(), (4, 8, 16, 32)) == ('backbone.classifier.weight', 'backbone.classifier.bias')
+    assert find_untrained(EncoderGraph(backbone, fpn()), (4, 8, 16, 32)) == (
+        'backbone.classifier.weight',
+        'backbone.classifier.bias',
+    )
 
 
 @pytest.mark.parametrize('strides', [(4, 8, 16, 32), (4, 8)])
@@ -152,7 +156,7 @@ def test_nothing_else_is_changed(strides):
     assert len(set(flags)) == 2 and len(set(modes)) == 2
     generators = torch.get_rng_state(), random.getstate()
     inspect_encoder(backbone, neck)
-    assert not any(name.startswith('backbone.layer1') for name in find_untrained(backbone, neck, strides))
+    assert not any(name.startswith('backbone.layer1') for name in find_untrained(EncoderGraph(backbone, neck), strides))
     assert flags == [value.requires_grad for value in modules.parameters()]
     assert modes == [module.training for module in modules.modules()]
     assert all(value.grad is None for value in modules.parameters())
@@ -161,19 +165,20 @@ def test_nothing_else_is_changed(strides):
 
 
 def test_modes_return_after_an_error():
-    module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with pytest.raises(RuntimeError), dry_run(module):
-        assert not any(part.training for part in module.modules())
-        raise RuntimeError
-    assert [part.training for part in module.modules()] == [True, True, False]
+    backbone, neck = resnet(norm_eval=True), fpn(in_channels=[4, 8, 16, 64]).eval()
+    backbone.train()
+    modes = [part.training for module in (backbone, neck) for part in module.modules()]
+    with pytest.raises(InputError):
+        EncoderGraph(backbone, neck)
+    assert modes == [part.training for module in (backbone, neck) for part in module.modules()]
 
 
 def test_models_on_the_meta_device():
     with torch.device('meta'):
         backbone, neck = resnet(), fpn(**RETINANET)
     assert inspect_encoder(backbone, neck).strides == (8, 16, 32, 64, 128)
-    assert {name.split('.')[2] for name in find_untrained(backbone, neck, (8, 16, 32))} == {'3', '4'}
+    assert {name.split('.')[2] for name in find_untrained(EncoderGraph(backbone, neck), (8, 16, 32))} == {'3', '4'}
 
 
 def test_activation_checkpointing_does_not_hide_parameters():
-    assert find_untrained(resnet(with_cp=True), fpn(), (4, 8, 16, 32)) == ()
+    assert find_untrained(EncoderGraph(resnet(with_cp=True), fpn()), (4, 8, 16, 32)) == ()

@@ -92,6 +92,8 @@ def test_failed_download_and_unknown_weights_are_errors(monkeypatch):
         read_state_dict('torchvision://resnet50')
     with pytest.raises(InputError, match='torchvision.*resnet51'):
         read_state_dict('torchvision://resnet51')
+    with pytest.raises(InputError, match='mmcls://resnet51'):
+        read_state_dict('mmcls://resnet51')
 
 
 def test_checksum_depends_on_names_types_shapes_and_values():

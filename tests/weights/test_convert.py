@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from foreign_states import moco_state, release_state
-from mmdet.models import FPN, ResNet
+from mmdet.models import FPN, ResNet, ResNeXt
 from small_transfer import FPN_WIDTH, WIDTH, channels, pretraining
 
 from ccop_mm.utils.errors import InputError
@@ -247,3 +247,75 @@ def test_an_unknown_target_format_is_an_error(save, tmp_path):
     with pytest.raises(InputError, match='onnx.*torchvision'):
         convert(save(pretraining(18).state_dict()), 'onnx', tmp_path / 'out.pth')
     assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['rtmdet', 'swin', 'pvt', 'hrnet', 'yolov3', 'convnext', 'libra-rcnn', 'deformable-detr']
+)
+def test_any_backbone_and_neck_are_exported_in_ccop_format(name, make_encoder, build, save, tmp_path):
+    state = make_encoder(name).state_dict()
+    line = convert(save({**state, 'image_queue.keys': torch.zeros(3)}, epoch=5), 'ccop', tmp_path / 'out.safetensors')
+    backbone = 'ResNet-18' if name in ('libra-rcnn', 'deformable-detr') else 'backbone'
+    neck = 'FPN' if name in ('swin', 'pvt', 'convnext') else 'neck'
+    assert f'{backbone} and {neck} in ccop format, {len(state)} tensors' in line and line.endswith('epoch 5')
+    exported, meta = read_checkpoint(tmp_path / 'out.safetensors')
+    assert exported.keys() == state.keys() and all(torch.equal(exported[key], state[key]) for key in state)
+    assert meta['encoder_checksum'] == checksum(state)
+    detector = build(name, dict(type='CCOPPretrained', checkpoint=str(tmp_path / 'out.safetensors')))
+    assert all(torch.equal(detector.state_dict()[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize('to', ['torchvision', 'timm', 'detectron2'])
+@pytest.mark.parametrize('name', ['rtmdet', 'swin', 'hrnet'])
+def test_other_backbones_are_not_exported_in_formats_without_them(name, to, make_encoder, save, tmp_path):
+    path = save(make_encoder(name).state_dict())
+    with pytest.raises(InputError, match=rf'^{re.escape(str(path))}: {to} .*--to ccop\)$'):
+        convert(path, to, tmp_path / 'out.pth')
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize('name', ['libra-rcnn', 'retinanet', 'deformable-detr'])
+def test_a_neck_that_detectron2_does_not_have_is_not_exported_but_omitted_elsewhere(name, make_encoder, save, tmp_path):
+    path = save(make_encoder(name).state_dict())
+    with pytest.raises(InputError, match='detectron2.*FPN.*--to ccop'):
+        convert(path, 'detectron2', tmp_path / 'out.pth')
+    line = convert(path, 'torchvision', tmp_path / 'out.pth')
+    assert 'ResNet-18 in torchvision format' in line and line.endswith(' omitted')
+    assert all(not key.startswith('neck') for key in read_checkpoint(tmp_path / 'out.pth')[0])
+
+
+@pytest.mark.parametrize('lacking', [(), ('neck.fpn_convs.3.', 'neck.fpn_convs.4.'), ('neck.fpn_convs.2.',)])
+def test_an_fpn_that_starts_at_c3_is_exported_as_it_is(lacking, make_encoder, save, tmp_path):
+    """A run leaves out P6 and P7; with smaller views also the convolution of P5."""
+    state = make_encoder('retinanet').state_dict()
+    if 'neck.fpn_convs.2.' in lacking:
+        lacking += ('neck.fpn_convs.3.', 'neck.fpn_convs.4.')
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(lacking or 'none')}
+    assert 'ResNet-18 and FPN' in convert(save(state), 'ccop', tmp_path / 'out.pth')
+    assert read_checkpoint(tmp_path / 'out.pth')[0].keys() == state.keys()
+
+
+def test_a_resnext_has_the_names_and_shapes_of_torchvision(save, tmp_path):
+    with torch.device('meta'):
+        theirs = torchvision.models.resnext50_32x4d().state_dict()
+    ours = ResNeXt(depth=50, groups=32, base_width=4, norm_eval=False)
+    path = save({f'backbone.{key}': tensor for key, tensor in ours.state_dict().items()})
+    assert 'ResNeXt-50 in torchvision format' in convert(path, 'torchvision', tmp_path / 'out.pth')
+    found = {key: tensor.shape for key, tensor in read_checkpoint(tmp_path / 'out.pth')[0].items()}
+    assert found == {key: tensor.shape for key, tensor in theirs.items() if not key.startswith('fc.')}
+
+
+@pytest.mark.parametrize('key', ['backbone.stem.0.conv.weight', 'neck.out_convs.0.conv.weight'])
+def test_a_query_encoder_with_fewer_tensors_than_the_key_encoder_is_not_exported(key, make_encoder, save, tmp_path):
+    state = make_encoder('rtmdet').state_dict()
+    complete = {**state, **{f'encoder_k.{name}': tensor for name, tensor in state.items()}}
+    convert(save({**complete, 'encoder_k.image_projector.fc1.bias': torch.zeros(1)}), 'ccop', tmp_path / 'out.pth')
+    del complete[key]
+    with pytest.raises(InputError, match=rf'1 tensors.*{re.escape(key)}'):
+        convert(save(complete), 'ccop', tmp_path / 'other.pth')
+
+
+def test_a_checkpoint_without_a_backbone_is_not_exported(make_encoder, save, tmp_path):
+    state = {key: tensor for key, tensor in make_encoder('rtmdet').state_dict().items() if key.startswith('neck.')}
+    with pytest.raises(InputError, match=r'backbone\.'):
+        convert(save(state), 'ccop', tmp_path / 'out.pth')

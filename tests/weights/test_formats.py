@@ -6,8 +6,8 @@ from small_transfer import pretraining
 
 from ccop_mm.utils.errors import InputError
 from ccop_mm.weights import FOREIGN_FORMATS
+from ccop_mm.weights.encoder_checkpoint import read_encoder
 from ccop_mm.weights.formats import detect_foreign_format, from_detectron2, to_detectron2
-from ccop_mm.weights.pretrained import read_encoder
 
 
 def encoder_keys(depth):

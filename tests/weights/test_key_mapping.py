@@ -1,11 +1,9 @@
-import re
-
 import pytest
 import torch
 from mmdet.models import ResNet
 
 from ccop_mm.utils.errors import InputError
-from ccop_mm.weights.key_mapping import check_pretraining, pair_keys, resnet_depth, strip_wrappers
+from ccop_mm.weights.key_mapping import check_pretraining, resnet_depth, strip_wrappers
 
 
 @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152])
@@ -41,7 +39,13 @@ def test_keys_that_become_equal_are_an_error():
 
 
 @pytest.mark.parametrize(
-    'head', ['rpn_head.rpn_conv.weight', 'roi_head.bbox_head.fc_cls.bias', 'bbox_head.retina_cls.bias']
+    'head',
+    [
+        'rpn_head.rpn_conv.weight',
+        'roi_head.bbox_head.fc_cls.bias',
+        'bbox_head.retina_cls.bias',
+        'panoptic_head.conv.weight',
+    ],
 )
 def test_a_detection_checkpoint_is_an_error(head):
     with pytest.raises(InputError, match=f'{head}.*load_from'):
@@ -51,36 +55,3 @@ def test_a_detection_checkpoint_is_an_error(head):
 def test_keys_of_another_model_are_an_error():
     with pytest.raises(InputError, match=r'2 of 3 keys.*CCOP.*conv1\.weight'):
         check_pretraining(['conv1.weight', 'fc.bias', 'encoder_k.backbone.conv1.weight'])
-
-
-def fpn(levels, outputs=None):
-    """Returns the shapes of an FPN with mmdet's keys."""
-    keys = {f'neck.lateral_convs.{level}.conv.weight': (8, 4 * 2**stage, 1, 1) for level, stage in enumerate(levels)}
-    keys.update({f'neck.fpn_convs.{level}.conv.weight': (8, 8, 3, 3) for level in range(outputs or len(levels))})
-    return keys
-
-
-def test_levels_are_matched_by_stage_and_not_by_shape():
-    detector = fpn(levels=(1, 2, 3), outputs=5)
-    pairs = pair_keys(detector, fpn(levels=(0, 1, 2, 3)), first_level=1, num_levels=3)
-    assert pairs == {
-        f'neck.{kind}.{level}.conv.weight': f'neck.{kind}.{level + 1}.conv.weight'
-        for kind in ('lateral_convs', 'fpn_convs')
-        for level in range(3)
-    }
-
-
-def test_a_level_above_those_of_the_detector_is_an_error():
-    with pytest.raises(InputError, match=r'neck\.lateral_convs\.3'):
-        pair_keys(fpn(levels=(0, 1, 2)), fpn(levels=(0, 1, 2, 3)), first_level=0, num_levels=3)
-
-
-def test_all_mismatched_keys_are_listed():
-    detector = {'backbone.a': (1,), 'backbone.b': (2, 3), 'neck.c': (), 'neck.d': (4,), 'roi_head.e': (5,)}
-    checkpoint = {'backbone.b': (3, 2), 'backbone.f': (6,), 'neck.c': (), 'neck.d': (4,), 'image_queue.keys': (7,)}
-    with pytest.raises(InputError) as caught:
-        pair_keys(detector, checkpoint)
-    first, *rest = str(caught.value).splitlines()
-    assert re.findall(r'\d+', first) == ['1', '1', '1']
-    values = [re.findall(r'backbone\.\w|\(\d, \d\)', line) for line in rest]
-    assert values == [['backbone.a'], ['backbone.b', '(3, 2)', '(2, 3)'], ['backbone.f']]

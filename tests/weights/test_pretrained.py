@@ -182,6 +182,21 @@ def test_initializers_of_children_neither_overwrite_weights_nor_download(write, 
     assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
 
 
+def test_a_neck_whose_own_initialization_leaves_no_mark_is_not_initialized_again(write, encoder, monkeypatch):
+    """mmengine calls ``init_weights`` of the children afterwards unless ``is_init`` is set."""
+    calls = []
+
+    def init_weights(neck):
+        calls.append(neck)
+        for parameter in neck.parameters():
+            parameter.data.zero_()
+
+    monkeypatch.setattr('mmdet.models.FPN.init_weights', init_weights)
+    state = build(write()).state_dict()
+    assert len(calls) == 1
+    assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
+
+
 def test_the_log_line_states_what_was_loaded(write, encoder, monkeypatch):
     lines = []
     monkeypatch.setattr('ccop_mm.weights.pretrained.print_log', lambda line, logger: lines.append(line))
@@ -192,7 +207,7 @@ def test_the_log_line_states_what_was_loaded(write, encoder, monkeypatch):
         digest.update(f'{key} {tensor.dtype} {tuple(tensor.shape)}\n'.encode() + tensor.numpy().tobytes())
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     assert lines == [
-        f'CCOPPretrained: {len(encoder.state_dict())} backbone and FPN keys ({parameters:,} parameters, '
+        f'CCOPPretrained: {len(encoder.state_dict())} backbone and neck keys ({parameters:,} parameters, '
         f'blake2b {digest.hexdigest()}) loaded from {path} into MaskRCNN'
     ]
 

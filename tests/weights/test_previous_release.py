@@ -89,7 +89,7 @@ def test_detector_that_starts_at_c3_loads_the_levels_from_p3():
 
 
 def test_detector_with_other_norm_layers_is_an_error():
-    with pytest.raises(InputError, match=r'checkpoint\.pth(?s:.*)neck\.fpn_convs\.0\.bn\.weight'):
+    with pytest.raises(InputError, match=r'checkpoint\.pth(?s:.*)neck\.lateral_convs\.0\.bn\.weight'):
         build_detector(CHECKPOINT, norm_cfg=dict(type='BN'))
 
 

@@ -1,4 +1,4 @@
-"""Exports the backbone and FPN of a pre-training checkpoint for other libraries.
+"""Exports the backbone and neck of a pre-training checkpoint for other libraries.
 
 Example:
   python tools/model_converters/export_checkpoint.py work_dirs/ccop_r50_fpn_800e_coco/epoch_800.pth --to detectron2
@@ -26,8 +26,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=(*TARGETS, *ALIASES),
         required=True,
         metavar=f'{{{",".join(TARGETS)}}}',
-        help='target format: ccop (formerly called mmdet) is for the initializers of ccop_mm; '
-        'torchvision and timm contain no FPN',
+        help='target format: ccop (formerly called mmdet) stores any backbone and neck for the initializers of '
+        'ccop_mm; the others are for ResNet and ResNeXt, and torchvision and timm contain no FPN',
     )
     parser.add_argument(
         '--out',
