@@ -20,6 +20,8 @@ from ccop_mm.evaluation import (
     load_model,
     measure_pointing_accuracy,
 )
+from ccop_mm.pretrain import PretrainResult
+from ccop_mm.pretrain import pretrain as _pretrain
 from ccop_mm.proposals.runner.run import generate_proposals as _generate_proposals
 from ccop_mm.proposals.runner.summary import Summary
 from ccop_mm.utils.errors import InputError
@@ -34,6 +36,7 @@ __all__ = [
     'load_model',
     'load_pretrained',
     'pointing_accuracy',
+    'pretrain',
     'test',
     'train',
 ]
@@ -85,6 +88,79 @@ def generate_proposals(
         progress=progress,
         overwrite=overwrite,
         **settings,
+    )
+
+
+def pretrain(
+    detector_config: str | Path,
+    images: str | Path,
+    out: str | Path,
+    weights: str | Path | None = None,
+    epochs: int | str = 'auto',
+    view_size: int | None = None,
+    batch_size: int | None = None,
+    image_root: str | Path | None = None,
+    workers: int | None = None,
+    options: dict | None = None,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> PretrainResult:
+    """Pre-trains the backbone and the neck of a detector on images without labels, from its config alone.
+
+    Writes ``proposals.npz``, the pre-training config ``pretrain.py``, the checkpoints in ``pretrain/``, the weights of
+    backbone and neck ``weights.pth``, and ``finetune.py``, the detector's own config initialized with them. Finished
+    steps are skipped, so the same call resumes after an interruption. Both configs may be edited.
+
+    Args:
+        detector_config (str | Path): Config of an mmdet detector: a file, or ``package::path`` such as
+            ``mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py``.
+        images (str | Path): Folder of images, COCO json, or text file with one path per line.
+        out (str | Path): Output folder.
+        weights (str | Path, optional): Initial weights: a checkpoint for
+            :class:`ccop_mm.weights.EncoderPretrained`, or ``'init_cfg'`` for the one that the detector's own backbone
+            starts from. Random weights by default.
+        epochs (int | str): Number of epochs; ``'auto'`` chooses it by the number of images
+            (:mod:`ccop_mm.pretrain.sizes`).
+        view_size (int, optional): Side of the views in pixels; by default 224, or less for small images.
+        batch_size (int, optional): Images per step; by default 32 on a CPU, and up to 256 by the memory of a GPU.
+        image_root (str | Path, optional): Folder that the paths in a json or text file are relative to.
+        workers (int, optional): Number of processes for proposals and data loading; by default one per core, and at
+            most 8 for data loading.
+        options (dict, optional): Settings of the pre-training config to override, by dotted key. They are written to
+            ``pretrain.py``.
+        dry_run (bool): Only write the configs, measure one training step and estimate the duration.
+        progress (bool): Show a progress bar of the proposals on stderr.
+
+    Returns:
+        PretrainResult: Paths of the configs, the checkpoint and the weights; ``str()`` formats a summary with the
+        command for fine-tuning.
+
+    Raises:
+        InputError: The detector, the images, the weights or an argument are invalid or do not fit each other, or
+            ``out`` belongs to another call.
+        StoppedBySignal: SIGTERM, SIGUSR1 or Ctrl-C stopped the training, and its state was saved to a checkpoint. A
+            ``SystemExit`` (:class:`ccop_mm.engine.hooks.stop_hook.StoppedBySignal`), not an ``Exception``.
+
+    Example:
+        >>> result = apis.pretrain(
+        ...     'my_detector.py', 'my_images', 'work_dirs/any', epochs=1, batch_size=4, progress=False
+        ... )
+        >>> result.weights.name, result.finetune_config.name
+        ('weights.pth', 'finetune.py')
+    """
+    return _pretrain(
+        detector_config,
+        images,
+        out,
+        weights=weights,
+        epochs=epochs,
+        view_size=view_size,
+        batch_size=batch_size,
+        image_root=image_root,
+        workers=workers,
+        options=options,
+        dry_run=dry_run,
+        progress=progress,
     )
 
 
@@ -212,7 +288,7 @@ def knn_recall(
     annotation_file: str | Path,
     image_root: str | Path,
     size: int = 224,
-    stage: int = -1,
+    stage: int | str = -1,
     max_objects: int | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
@@ -223,7 +299,7 @@ def knn_recall(
         annotation_file (str | Path): COCO json with boxes.
         image_root (str | Path): Folder that its file names are relative to.
         size (int): Short side in pixels to which images are resized.
-        stage (int): Index of the backbone stage; -1 is C5.
+        stage (int | str): Backbone stage: its name, such as ``'C4'``, or its index; -1 is the last.
         max_objects (int, optional): Approximate number of objects to use, a random subset of the images.
         device (torch.device | str, optional): Device to run on; the model's own by default.
 

@@ -109,7 +109,7 @@ def test_examples_run_in_order(workspace, monkeypatch):
     runner = doctest.DocTestRunner(LastOutputChecker())
     ran = []
     for name in (
-        *('generate_proposals', 'train', 'test', 'load_pretrained', 'export_checkpoint'),
+        *('generate_proposals', 'train', 'test', 'load_pretrained', 'export_checkpoint', 'pretrain'),
         *('load_model', 'extract_object_features', 'knn_recall', 'pointing_accuracy'),
     ):  # fmt: skip
         (example,) = doctest.DocTestFinder(recurse=False).find(getattr(apis, name), name, globs=names)

@@ -19,6 +19,9 @@ from ccop_mm.preflight.resume import SETUP_KEY, proposal_checksums, read_setup, 
 from ccop_mm.utils.errors import InputError
 from ccop_mm.weights.newest_checkpoint import find_newest, read_meta
 
+#: Initializers that read a file.
+FILE_INITIALIZERS = ('CCOPPretrained', 'BackbonePretrained', 'EncoderPretrained')
+
 
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Configures a run to resume, with the seed of the original run if the config does not set one.
@@ -53,7 +56,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     cfg.resume, cfg.load_from = True, path
     init_cfg = (cfg.get('model') or {}).get('init_cfg')
     initializers = init_cfg if isinstance(init_cfg, list) else [init_cfg or {}]
-    if any(str(item.get('type')).endswith(('CCOPPretrained', 'BackbonePretrained')) for item in initializers):
+    if any(str(item.get('type')).endswith(FILE_INITIALIZERS) for item in initializers):
         cfg.model.init_cfg = None
     # mmengine restores the seed too, but only after it has built the sampler with a different one.
     randomness = cfg.get('randomness') or {}

@@ -58,7 +58,7 @@ def test_seed_of_checkpoint_is_used_unless_config_sets_one(tmp_path, seed, expec
     assert cfg.randomness == dict(seed=expected, deterministic=True)
 
 
-@pytest.mark.parametrize('kind', ['CCOPPretrained', 'BackbonePretrained'])
+@pytest.mark.parametrize('kind', ['CCOPPretrained', 'BackbonePretrained', 'EncoderPretrained'])
 def test_resumed_transfer_does_not_require_pre_training_checkpoint(tmp_path, kind):
     init = dict(type=kind, checkpoint='gone.pth')
     cfg = Config(dict(work_dir=str(tmp_path), model=dict(init_cfg=init)))
