@@ -273,8 +273,11 @@ def run_all(steps, folder):
 def test_readme_steps_run_as_written(my_images):
     write_config('README.md', my_images)
     steps = [words for words in commands(read('README.md')) if 'my_images/' in words]
-    assert [words[1] for words in steps] == ['tools/propose.py', 'tools/analysis_tools/curriculum.py']
-    run_all(steps, my_images)
+    dry_run, _, *rest = steps
+    assert dry_run[1] == 'tools/pretrain.py' and '--dry-run' in dry_run
+    assert [words[1] for words in rest] == ['tools/propose.py', 'tools/analysis_tools/curriculum.py']
+    run_all([dry_run, *rest], my_images)
+    assert (my_images / 'work_dirs/my/finetune.py').is_file()
     assert (my_images / 'curriculum.png').stat().st_size > 10_000
 
     cfg = Config.fromfile(my_images / 'my_ccop.py')
