@@ -197,8 +197,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         if error.errno not in DISK_ERRORS:
             raise
         raise InputError(
-            f'cannot write {error.filename or cfg.work_dir}: {error.strerror}; free disk space, then resume with '
-            '--resume'
+            f'cannot write {error.filename or cfg.work_dir}: {error.strerror}; free disk space, then resume the run'
         ) from error
     finally:
         restore_signal_handlers()

@@ -134,7 +134,7 @@ class CCOP(BaseModel):
         self.level_projector = LevelProjector(indices, channels, layout.object_channels(strides))
         #: Keys of backbone and neck that are not trained.
         self.untrained = find_untrained(graph, strides)
-        for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters(remove_duplicate=False):
             if name in self.untrained:
                 parameter.requires_grad_(False)
         self.register_state_dict_post_hook(_leave_out_untrained)
@@ -296,7 +296,7 @@ def _leave_out_untrained(model: CCOP, state_dict: dict[str, Any], prefix: str, l
 
 def _keep_untrained(model: CCOP, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Adds the current values of the untrained tensors to a state dict that does not contain them."""
-    current = dict(model.named_parameters()) | dict(model.named_buffers())
+    current = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for key in _untrained_keys(model, prefix):
         state_dict.setdefault(key, current[key.removeprefix(prefix)])
 

@@ -20,7 +20,9 @@ def find_newest(work_dir: str | Path) -> tuple[str, dict] | None:
     """Finds the newest readable checkpoint of a run and reads its ``meta``.
 
     The checkpoint named in ``last_checkpoint`` is tried first, then ``epoch_*.pth`` and ``iter_*.pth`` in the work
-    directory and in the folder of that checkpoint, newest first. One warning lists the unreadable files.
+    directory and in the folder of that checkpoint, newest first. One warning lists the unreadable files. If the work
+    directory was copied, ``last_checkpoint`` names a file of the original: the file of the same name in the work
+    directory is used instead, if there is one.
 
     Args:
         work_dir (str | Path): Work directory of the run.
@@ -30,8 +32,9 @@ def find_newest(work_dir: str | Path) -> tuple[str, dict] | None:
     """
     pointer = Path(work_dir, POINTER)
     text = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
-    named = [Path(text)] if text else []
-    # mmengine writes an absolute path to the pointer file.
+    named = [Path(text)] if text else []  # mmengine writes an absolute path to the pointer file
+    if text and Path(work_dir, Path(text).name).is_file():
+        named = [Path(os.path.abspath(work_dir), Path(text).name)]
     folders = [Path(os.path.abspath(work_dir)), *(path.parent for path in named)]
     others = {path for folder in folders for kind in ('epoch', 'iter') for path in folder.glob(f'{kind}_*.pth')}
     newest, unreadable = None, []

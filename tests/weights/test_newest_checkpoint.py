@@ -93,6 +93,17 @@ def test_checkpoints_in_another_folder(tmp_path, warnings):
     assert len(warnings()) == 1
 
 
+def test_copied_folder_uses_its_own_checkpoints(tmp_path, warnings):
+    original, copied = tmp_path / 'original', tmp_path / 'copied'
+    for folder in (original, copied):
+        folder.mkdir()
+        save(folder / 'epoch_1.pth')
+        (folder / 'last_checkpoint').write_text(str(original / 'epoch_1.pth'))
+    assert find_newest(copied)[0] == str(copied / 'epoch_1.pth')
+    truncate(copied / 'epoch_1.pth')
+    assert find_newest(copied) is None and len(warnings()) == 1
+
+
 def test_file_without_meta_is_rejected(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
     with pytest.raises(InputError, match=r"weights\.pth.*KeyError: 'meta'"):
