@@ -104,6 +104,8 @@ def pretrain(
     options: dict | None = None,
     dry_run: bool = False,
     progress: bool = True,
+    weights_prefix: str | None = None,
+    num_gpus: int = 1,
 ) -> PretrainResult:
     """Pre-trains the backbone and the neck of a detector on images without labels, from its config alone.
 
@@ -122,14 +124,19 @@ def pretrain(
         epochs (int | str): Number of epochs; ``'auto'`` chooses it by the number of images
             (:mod:`ccop_mm.pretrain.sizes`).
         view_size (int, optional): Side of the views in pixels; by default 224, or less for small images.
-        batch_size (int, optional): Images per step; by default 32 on a CPU, and up to 256 by the memory of a GPU.
+        batch_size (int, optional): Images per step and process, at least 2; by default 32 on a CPU, and up to 256 over
+            all processes by the memory of a GPU.
         image_root (str | Path, optional): Folder that the paths in a json or text file are relative to.
         workers (int, optional): Number of processes for proposals and data loading; by default one per core, and at
             most 8 for data loading.
         options (dict, optional): Settings of the pre-training config to override, by dotted key. They are written to
-            ``pretrain.py``.
+            ``pretrain.py``. Epochs, batch size and work directory have arguments of their own.
         dry_run (bool): Only write the configs, measure one training step and estimate the duration.
         progress (bool): Show a progress bar of the proposals on stderr.
+        weights_prefix (str, optional): Prefix of the backbone's keys in ``weights``, such as ``'backbone.'``; only the
+            backbone is loaded then. Found from the keys by default.
+        num_gpus (int): Number of processes that train. With more than one, the call generates the proposals, writes the
+            configs and returns the command that trains; repeating the call after it writes the weights.
 
     Returns:
         PretrainResult: Paths of the configs, the checkpoint and the weights; ``str()`` formats a summary with the
@@ -137,7 +144,7 @@ def pretrain(
 
     Raises:
         InputError: The detector, the images, the weights or an argument are invalid or do not fit each other, or
-            ``out`` belongs to another call.
+            ``out`` belongs to another call, is in use or cannot be written.
         StoppedBySignal: SIGTERM, SIGUSR1 or Ctrl-C stopped the training, and its state was saved to a checkpoint. A
             ``SystemExit`` (:class:`ccop_mm.engine.hooks.stop_hook.StoppedBySignal`), not an ``Exception``.
 
@@ -161,6 +168,8 @@ def pretrain(
         options=options,
         dry_run=dry_run,
         progress=progress,
+        weights_prefix=weights_prefix,
+        num_gpus=num_gpus,
     )
 
 

@@ -41,6 +41,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ' "init_cfg" for those that the backbone of the detector starts from (default: random)',
     )
     parser.add_argument(
+        '--weights-prefix',
+        metavar='PREFIX',
+        help='prefix of the keys of the backbone in the initial weights, to load only the backbone (default: found)',
+    )
+    parser.add_argument(
         '--epochs',
         type=epochs,
         default='auto',
@@ -51,7 +56,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--view-size', type=int, metavar='PIXELS', help='side of the views (default: 224, less for small images)'
     )
     parser.add_argument(
-        '--batch-size', type=int, metavar='N', help='images per step (default: 32 on a CPU, up to 256 on a GPU)'
+        '--batch-size', type=int, metavar='N', help='images per step and GPU (default: 32 on a CPU, up to 256 on a GPU)'
+    )
+    parser.add_argument(
+        '--gpus',
+        type=int,
+        default=1,
+        metavar='N',
+        help='number of GPUs that the sizes are for; with several, the command that trains is printed (default: 1)',
     )
     parser.add_argument('--image-root', help='folder of the images of a json or text file (default: guessed)')
     parser.add_argument('--workers', type=int, metavar='N', help='number of processes (default: number of cores)')
@@ -74,13 +86,14 @@ def run(args: argparse.Namespace) -> int:
     """Runs the steps; returns the exit code."""
     from ccop_mm import apis
 
-    names = ('weights', 'epochs', 'view_size', 'batch_size', 'image_root', 'workers', 'dry_run')
+    names = ('weights', 'weights_prefix', 'epochs', 'view_size', 'batch_size', 'image_root', 'workers', 'dry_run')
     try:
         result = apis.pretrain(
             args.detector_config,
             args.images,
             args.out,
             options=args.cfg_options,
+            num_gpus=args.gpus,
             **{name: getattr(args, name) for name in names},
         )
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 import keyword
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ def pretraining_settings(
     init_cfg: Mapping[str, Any] | None,
     num_workers: int,
     pin_memory: bool,
+    num_gpus: int = 1,
 ) -> dict[str, Any]:
     """Returns the config of a pre-training: the paper's recipe with the detector's network and the chosen sizes.
 
@@ -84,6 +85,7 @@ def pretraining_settings(
         init_cfg (Mapping, optional): Initializer of the model; random weights by default.
         num_workers (int): Processes of the data loader.
         pin_memory (bool): Whether the data loader pins memory, for a GPU.
+        num_gpus (int): Number of processes, which share the batch of ``sizes``.
     """
     strides = layout.pooled_strides(view_size)
     hidden = min(max(layout.image_channels, MIN_HIDDEN), MAX_HIDDEN)
@@ -111,7 +113,7 @@ def pretraining_settings(
         custom_imports=_custom_imports(detector),
         work_dir=f'{FOLDER}/{WORK_DIR}',
         model=model,
-        **_data_settings(sizes.batch_size, view_size, images, num_workers, pin_memory),
+        **_data_settings(sizes.batch_size // num_gpus, view_size, images, num_workers, pin_memory),
         **_schedule_settings(sizes),
         **_runtime_settings(sizes),
     )
@@ -172,7 +174,7 @@ def _schedule_settings(sizes: Sizes) -> dict[str, Any]:
     return dict(
         optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer, **exceptions),
         auto_scale_lr=dict(enable=False, base_batch_size=sizes.batch_size),
-        param_scheduler=[warmup, cosine] if sizes.warmup > 1 else [cosine],
+        param_scheduler=[warmup, cosine] if sizes.warmup else [cosine],
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=sizes.epochs),
         randomness=dict(seed=0),
     )
@@ -207,7 +209,14 @@ def _runtime_settings(sizes: Sizes) -> dict[str, Any]:
     )
 
 
-def format_pretraining(settings: Mapping[str, Any], detector: Detector, sizes: Sizes, notes: list[str]) -> str:
+def format_pretraining(
+    settings: Mapping[str, Any],
+    detector: Detector,
+    sizes: Sizes,
+    notes: list[str],
+    options: Iterable[str] = (),
+    num_gpus: int = 1,
+) -> str:
     """Formats the config of a pre-training as a Python file with comments.
 
     Args:
@@ -215,6 +224,8 @@ def format_pretraining(settings: Mapping[str, Any], detector: Detector, sizes: S
         detector (Detector): The detector.
         sizes (Sizes): The sizes, for a comment.
         notes (list[str]): Further choices to explain at the beginning.
+        options (Iterable[str]): Dotted paths that options have set.
+        num_gpus (int): Number of processes.
     """
     comments = dict(COMMENTS)
     for change in detector.changes:
@@ -222,13 +233,19 @@ def format_pretraining(settings: Mapping[str, Any], detector: Detector, sizes: S
     titles = {
         'model': f'{detector.title}.',
         'train_dataloader': "The paper's recipe: two MoCo v2 views of each image, and the boxes visible in both.",
-        'optim_wrapper': f'{sizes}.',
+        'optim_wrapper': f'{sizes.length}.',
         'default_hooks': 'Hooks and logs.',
     }
+    for option in options:  # the comments explain the settings that were chosen
+        related = [path for path in comments if f'{path}.'.startswith(f'{option}.') or option.startswith(f'{path}.')]
+        comments = {path: text for path, text in comments.items() if path not in related}
+        comments[option] = 'set by --cfg-options'
+        if option.startswith('train_dataloader.dataset'):
+            titles.pop('train_dataloader', None)
     header = [
         *_wrap(f'# CCOP pre-training of the backbone and the neck of {detector.reference}.', '# '),
-        '# This file may be edited: tools/pretrain.py then keeps and uses it. The pre-training alone, on 8 GPUs:',
-        '#     tools/dist_train.sh THIS_FILE 8 --resume --auto-scale-lr',
+        '# This file may be edited: tools/pretrain.py then keeps and uses it.',
+        *_describe_processes(sizes, num_gpus),
         *(line for note in notes for line in _wrap(f'# {note[0].upper()}{note[1:]}.', '# ')),
     ]
     lines = header
@@ -237,6 +254,15 @@ def format_pretraining(settings: Mapping[str, Any], detector: Detector, sizes: S
             lines += ['', *_wrap(f'# {titles[name]}', '# ')]
         lines += _format_setting(name, value, name, 0, comments, ' = ', '')
     return '\n'.join(lines) + '\n'
+
+
+def _describe_processes(sizes: Sizes, num_gpus: int) -> list[str]:
+    if num_gpus == 1:
+        return []
+    return [
+        f'# The sizes are for {num_gpus} processes of {sizes.batch_size // num_gpus} images each:',
+        f'#     tools/dist_train.sh THIS_FILE {num_gpus} --resume',
+    ]
 
 
 def format_finetuning(detector: Detector) -> str:

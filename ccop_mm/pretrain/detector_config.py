@@ -177,14 +177,14 @@ def _prepare(value: Any, path: str, scope: str, changes: list[Change]) -> Any:
     """Prepares the config of a module, and those of the modules inside it, for pre-training.
 
     Args:
-        value (Any): Part of the detector's config. What is no config of a module is copied.
+        value (Any): Part of the detector's config. Parts other than modules are returned unchanged.
         path (str): Its path in the model.
         scope (str): Scope in which its types are resolved.
         changes (list[Change]): Receives the changed settings.
 
     Returns:
-        Any: The part without pre-trained weights and with the settings for pre-training. Types that CCOP's scope would
-        resolve in another way have a scope.
+        Any: The part without pre-trained weights and with the settings for pre-training. A type gets a scope if its
+        name stands for another class in CCOP's scope.
     """
     if isinstance(value, (list, tuple)):
         return type(value)(_prepare(item, f'{path}.{number}', scope, changes) for number, item in enumerate(value))
@@ -208,8 +208,8 @@ def _prepare(value: Any, path: str, scope: str, changes: list[Change]) -> Any:
     accepted = accepted_arguments(target) or frozenset()
     for name, (new, reason) in FINE_TUNING_ARGUMENTS.items():
         default = default_argument(target, name)
-        # The value that freezes nothing is -1 or 0, depending on the class. It is always the default.
-        new = default if name == 'frozen_stages' and default is not None else new
+        # 0 freezes nothing in classes that have it as default (mmpretrain's ConvNeXt), and the stem in others.
+        new = 0 if name == 'frozen_stages' and default == 0 else new
         if name in accepted and module.get(name, default) != new:
             changes.append(Change(f'{path}.{name}', module.get(name, default), new, reason))
             module[name] = new
@@ -246,15 +246,17 @@ def _qualified_name(target: type) -> str:
 
 
 def _prepare_preprocessor(config: Any, scope: str) -> dict[str, Any]:
-    """Returns the arguments of CCOP's data preprocessor with which the network receives what it does in the detector.
+    """Returns the arguments with which CCOP's data preprocessor prepares images as the detector's does.
 
     Raises:
-        InputError: The preprocessor is not one of mmdet's detectors, or not for images of three channels.
+        InputError: The preprocessor is no ``DetDataPreprocessor``, overrides its ``forward``, or is not for images of
+            three channels.
     """
     if not isinstance(config, Mapping):
         raise InputError('the model has no data_preprocessor: set one, such as dict(type="DetDataPreprocessor", ...)')
     target = find_class(registries.MODELS, config.get('type'), scope)
-    if not (inspect.isclass(target) and issubclass(target, DetDataPreprocessor)):
+    is_known = inspect.isclass(target) and issubclass(target, DetDataPreprocessor)
+    if not is_known or target.forward is not DetDataPreprocessor.forward:
         raise InputError(
             f'data_preprocessor.type={config.get("type")!r} prepares images in another way than DetDataPreprocessor, '
             'which CCOP does not reproduce: pass a config with a DetDataPreprocessor'

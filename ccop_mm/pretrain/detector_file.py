@@ -17,6 +17,8 @@ from ccop_mm.utils.text import single_line
 
 #: A package that is replaced by its predecessor, which has the same backbones, if only that is installed.
 FORMER_PACKAGE = {'mmpretrain': 'mmcls'}
+#: Similar file names that are read to find one with a model.
+MAX_MATCHES = 10
 
 
 def locate_config(config: str | Path) -> tuple[Path, str]:
@@ -64,12 +66,23 @@ def _config_folder(package: str) -> Path | None:
 def _describe_missing(folder: Path, name: str) -> str:
     """Names the most similar config of a package."""
     known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob('*/*.py'))]
-    match = difflib.get_close_matches(name, known, n=1)
-    return f'did you mean {match[0]}?' if match else f'see {folder}'
+    matches = difflib.get_close_matches(name, known, n=MAX_MATCHES)
+    match = next((match for match in matches if _has_model(folder / match)), None)
+    return f'did you mean {match}?' if match else f'see {folder}'
+
+
+def _has_model(path: Path) -> bool:
+    """Returns whether a config file contains a model; others contain settings of test-time augmentation or datasets."""
+    try:
+        return bool(Config.fromfile(path, import_custom_modules=False).get('model'))
+    except Exception:  # a config is Python code: an error in it may raise anything
+        return False
 
 
 def load_config(path: Path) -> Config:
     """Reads a config and imports its ``custom_imports``, with mmpretrain replaced by mmcls if only that is installed.
+
+    Modules that may fail to be imported, and do, are removed from ``custom_imports``.
 
     Raises:
         InputError: The file is no valid config, or a module cannot be imported.
@@ -87,11 +100,14 @@ def load_config(path: Path) -> Config:
         model, imports = _rename(cfg.model.to_dict(), name, former), _rename(custom_imports(cfg), name, former)
         cfg.merge_from_dict(dict(custom_imports=dict(imports=imports)))
         cfg.model = model
+    names = custom_imports(cfg)
     allow_failed = (cfg.get('custom_imports') or {}).get('allow_failed_imports', False)
     try:
-        import_modules_from_strings(custom_imports(cfg), allow_failed_imports=allow_failed)
+        modules = import_modules_from_strings(names, allow_failed_imports=allow_failed) or []
     except ImportError as error:
         raise InputError(f'{path}: a module of custom_imports cannot be imported: {single_line(error)}') from error
+    if None in modules:  # allowed to fail
+        cfg.custom_imports.imports = [name for name, module in zip(names, modules, strict=True) if module is not None]
     return cfg
 
 

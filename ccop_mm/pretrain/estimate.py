@@ -24,7 +24,7 @@ from ccop_mm.proposals.image_record import propose_image
 from ccop_mm.proposals.settings import ProposalSettings
 from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.errors import InputError
-from ccop_mm.utils.images import ImageFile
+from ccop_mm.utils.images import ImageFile, UnreadableImageError, load_image
 
 T = TypeVar('T')
 
@@ -59,10 +59,41 @@ def measure_store(store: ProposalStore, limit: int) -> ImageStatistics:
         limit (int): Proposals per image that are used in training.
     """
     if not len(store):
-        raise InputError(f'all {len(store.skipped)} images are unreadable: check the files')
+        raise InputError(
+            f'all {len(store.skipped)} images of the proposals are unreadable: check them, then delete the proposals'
+        )
     counts = [min(int(count), limit) for count in store.num_boxes]
     short_sides = [min(store.size(image_id)) for image_id in store.image_ids.tolist()]
     return ImageStatistics(len(store), len(store.skipped), sum(counts) / len(counts), short_sides)
+
+
+def inspect_images(images: Sequence[ImageFile], root: str | Path, limit: int) -> ImageStatistics:
+    """Reads the headers of some images, before the search for proposals.
+
+    Args:
+        images (Sequence[ImageFile]): All images.
+        root (str | Path): Folder that their names are relative to, for the message.
+        limit (int): Proposals per image that are used in training; all images are assumed to have so many.
+
+    Raises:
+        InputError: No image of the sample is readable.
+    """
+    sample = _spread(images, NUM_OPENED)
+    # OpenCV decodes formats that Pillow cannot open.
+    short_sides = list(_short_sides(sample)) or list(_decoded_short_sides(_spread(sample, NUM_SEARCHED)))
+    if not short_sides:
+        problem = 'unreadable' if any(image.path.exists() for image in sample) else 'missing'
+        raise InputError(
+            f'{images[0].path} is {problem}, as are all {len(sample)} images that were checked of {len(images)} in '
+            f'{root}: check the files, or pass the folder that the file names are relative to with --image-root'
+        )
+    return ImageStatistics(len(images), 0, limit, short_sides)
+
+
+def _decoded_short_sides(images: Sequence[ImageFile]) -> Iterator[int]:
+    for image in images:
+        with contextlib.suppress(UnreadableImageError):
+            yield min(load_image(image.path)[0].shape[:2])
 
 
 @dataclass(frozen=True)

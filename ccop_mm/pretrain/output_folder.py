@@ -1,20 +1,64 @@
 """The output folder of a pre-training: what belongs to it, and which of its files may be rewritten."""
 
+import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ccop_mm.engine.work_dir import earlier_checkpoints
+from ccop_mm.engine.work_dir import claim_work_dir, earlier_checkpoints
 from ccop_mm.pretrain.config_writer import WEIGHTS, WORK_DIR
+from ccop_mm.utils.config_file import read_config
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.file_io import atomic_write
 
 #: The two configs, and the arguments that they were written for.
 PRETRAIN, FINETUNE, ARGUMENTS = 'pretrain.py', 'finetune.py', 'arguments.json'
+
+#: Characters that a written config cannot contain in its path, which mmengine inserts into the text of the file. A
+#: backslash is the separator of Windows; elsewhere, mmengine replaces it by a slash.
+FORBIDDEN = '\'"\r\n' + ('\\' if os.sep == '/' else '')
+
+
+def resolve_output(out: str | Path) -> Path:
+    """Returns the absolute path of an output folder.
+
+    Raises:
+        InputError: It is a file, or its path contains one of :data:`FORBIDDEN`.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(out)))
+    found = next((character for character in str(path) if character in FORBIDDEN), None)
+    if found is not None:
+        raise InputError(f'the path {str(path)!r} contains {found!r}, which configs do not support: pass another --out')
+    if path.exists() and not path.is_dir():
+        raise InputError(f'{path} is a file: pass another --out')
+    return path
+
+
+@contextlib.contextmanager
+def claim_folder(path: str | Path, resume: str | None = 'auto') -> Iterator[None]:
+    """Locks a folder, see :func:`ccop_mm.engine.work_dir.claim_work_dir`. It is created if it does not exist.
+
+    Args:
+        path (str | Path): Output folder, or the work directory inside it.
+        resume (str, optional): None refuses a work directory with checkpoints.
+
+    Raises:
+        InputError: Another command uses the folder, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(claim_work_dir(Config(dict(work_dir=str(path))), resume))
+        except InputError as error:
+            # The option of tools/pretrain.py; the command line of the other process, which comes first, may contain it.
+            raise InputError('--out'.join(str(error).rsplit('--work-dir', 1))) from None
+        yield
 
 
 @dataclass(frozen=True)
@@ -31,6 +75,8 @@ class Request:
         batch_size (int | None): Images per step.
         options (dict): Settings of the pre-training config to override, by dotted key.
         encoder (str): Digest of the detector's backbone, neck and data preprocessor.
+        weights_prefix (str | None): Prefix of the backbone's keys in the initial weights.
+        num_gpus (int): Number of processes that train.
     """
 
     detector: str
@@ -42,10 +88,14 @@ class Request:
     batch_size: int | None
     options: dict[str, Any]
     encoder: str
+    weights_prefix: str | None = None
+    num_gpus: int = 1
 
     def describe_difference(self, other: dict[str, Any]) -> str:
         """Describes in which arguments this request differs from a stored one; ``''`` if it does not."""
         own = json.loads(json.dumps(asdict(self), default=repr))
+        # Folders of former versions lack the arguments that were added later.
+        other = {**{item.name: item.default for item in fields(self) if item.default is not MISSING}, **other}
         names = [item.name for item in fields(self) if own[item.name] != other.get(item.name)]
         if names == ['encoder']:
             return 'another backbone, neck or data_preprocessor in the config of the detector'
@@ -55,7 +105,7 @@ class Request:
 class OutputFolder:
     """Output folder of a pre-training.
 
-    A config is rewritten until it is edited or the pre-training has saved a checkpoint: then it is kept.
+    A config is rewritten until it is edited or the pre-training has started: then it is kept.
 
     Args:
         path (Path): Folder.
@@ -70,8 +120,6 @@ class OutputFolder:
         self.path = path
         self.request = request
         self._digests: dict[str, list[str]] = {}
-        if path.exists() and not path.is_dir():
-            raise InputError(f'{path} is a file: pass another output folder')
         stored = self._read()
         if stored is None:
             self._check_foreign_files()
@@ -81,9 +129,10 @@ class OutputFolder:
         edited = [name for name in (PRETRAIN, FINETUNE) if self.is_edited(name)]
         if difference and (self.is_started or edited):
             reason = 'its pre-training has started' if self.is_started else f'{edited[0]} was edited'
+            discard = '' if self.has_checkpoint or not self.is_started else f', delete {self.work_dir}'
             raise InputError(
                 f'{path} was made with {difference}, and {reason}: repeat the former command, edit '
-                f'{path / PRETRAIN}, or pass another output folder'
+                f'{path / PRETRAIN}{discard}, or pass another output folder'
             )
 
     def _read(self) -> dict[str, Any] | None:
@@ -106,14 +155,41 @@ class OutputFolder:
             )
 
     @property
-    def is_started(self) -> bool:
+    def work_dir(self) -> Path:
+        """Folder of the checkpoints and logs, which an edited config may have moved.
+
+        Raises:
+            InputError: The edited config cannot be read.
+        """
+        edited = read_config(self.path / PRETRAIN).get('work_dir') if self.is_edited(PRETRAIN) else None
+        return Path(os.path.abspath(edited)) if isinstance(edited, str) else self.path / WORK_DIR
+
+    @property
+    def has_checkpoint(self) -> bool:
         """Whether the pre-training has saved a checkpoint."""
-        return bool(earlier_checkpoints(self.path / WORK_DIR)) or (self.path / WEIGHTS).exists()
+        return bool(earlier_checkpoints(self.work_dir)) or (self.path / WEIGHTS).exists()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the pre-training has created files. Before the first checkpoint, it may be running."""
+        work_dir = self.work_dir
+        return self.has_checkpoint or (work_dir.is_dir() and any(work_dir.iterdir()))
 
     def is_edited(self, name: str) -> bool:
-        """Returns whether a config has another content than this class wrote."""
+        """Returns whether a config has another content than this class wrote.
+
+        Raises:
+            InputError: The file cannot be read.
+        """
         file = self.path / name
-        return file.exists() and _digest(file.read_text(encoding='utf-8')) not in self._digests.get(name, [])
+        try:
+            return file.exists() and _digest(file.read_bytes()) not in self._digests.get(name, [])
+        except OSError as error:
+            raise InputError(f'{file} cannot be read ({error.strerror}): correct its permissions') from None
+
+    def keeps(self, name: str) -> bool:
+        """Returns whether :meth:`write` keeps the present config."""
+        return self.is_edited(name) or (self.is_started and (self.path / name).exists())
 
     def write(self, pretrain: str, finetune: str) -> set[str]:
         """Writes the configs that may be rewritten.
@@ -131,11 +207,11 @@ class OutputFolder:
             if self.is_edited(name):
                 print_log(f'{file} was edited: it is kept and used', logger='current')
                 del texts[name]
-            elif file.exists() and self.is_started:
+            elif self.keeps(name):
                 del texts[name]
         # The digests are stored first: a run that is killed in between must not take its own files for edited ones.
         for name, text in texts.items():
-            self._digests[name] = list(dict.fromkeys([*self._digests.get(name, []), _digest(text)]))
+            self._digests[name] = list(dict.fromkeys([*self._digests.get(name, []), _digest(text.encode('utf-8'))]))
         with atomic_write(self.path / ARGUMENTS, 'w') as output:
             content = dict(arguments=asdict(self.request), digests=self._digests)
             json.dump(content, output, indent=2, default=repr)
@@ -145,5 +221,6 @@ class OutputFolder:
         return set(texts)
 
 
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()
+def _digest(content: bytes) -> str:
+    # Text files of Windows end their lines in another way.
+    return hashlib.blake2b(content.replace(b'\r\n', b'\n'), digest_size=16).hexdigest()

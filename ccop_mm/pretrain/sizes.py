@@ -48,7 +48,7 @@ MAX_DIVISOR_STRIDE = 32
 
 #: Batch size on a CPU, per 16 GiB of memory on a GPU, and at most.
 CPU_BATCH, GPU_BATCH_PER_16_GIB, MAX_BATCH = 32, 64, PAPER_BATCH
-#: Fewest images per step: two groups of batch statistics.
+#: Fewest images per step and process: one for each of the two groups of batch statistics.
 MIN_BATCH = 2
 
 
@@ -58,13 +58,13 @@ class Sizes:
 
     Args:
         num_images (int): Number of images.
-        batch_size (int): Images per step.
+        batch_size (int): Images per step, over all processes.
         epochs (int): Number of epochs.
         steps (int): Number of steps.
         optimizer (str): ``'SGD'`` or ``'AdamW'``.
         lr (float): Learning rate after the warm-up.
         weight_decay (float): Weight decay.
-        warmup (int): Number of warm-up steps.
+        warmup (int): Number of warm-up steps; 0 without a warm-up.
         momentum (float): m of Eq. 2, of the key encoder.
         queue_len (int): Keys in the image queue.
         object_queue_len (int): Keys in the object queue.
@@ -83,11 +83,16 @@ class Sizes:
     object_queue_len: int
 
     def __str__(self) -> str:
+        warmup = f' after {self.warmup} warm-up steps' if self.warmup else ''
         return (
-            f'{self.epochs} epochs of {self.num_images} images, {self.steps} steps of batch size {self.batch_size}, '
-            f'{self.optimizer} with learning rate {self.lr:g} after {self.warmup} warm-up steps, key momentum '
-            f'{self.momentum:g}, queues of {self.queue_len} images and {self.object_queue_len} objects'
+            f'{self.length}, {self.optimizer} with learning rate {self.lr:g}{warmup}, key momentum {self.momentum:g}, '
+            f'queues of {self.queue_len} images and {self.object_queue_len} objects'
         )
+
+    @property
+    def length(self) -> str:
+        """Epochs, images, steps and batch size, formatted in one line."""
+        return f'{self.epochs} epochs of {self.num_images} images, {self.steps} steps of batch size {self.batch_size}'
 
 
 def choose_sizes(
@@ -103,7 +108,7 @@ def choose_sizes(
     Args:
         num_images (int): Number of images.
         mean_proposals (float): Mean number of proposals that are used per image.
-        batch_size (int): Images per step.
+        batch_size (int): Images per step, over all processes.
         epochs (int, optional): Number of epochs; :func:`choose_epochs` by default.
         continued (bool): Whether the training starts from pre-trained weights.
         batch_norm (bool): Whether the backbone has batch normalization.
@@ -135,8 +140,9 @@ def choose_sizes(
 def choose_epochs(num_images: int, batch_size: int, continued: bool = False) -> int:
     """Chooses the number of epochs.
 
-    800 epochs, as in the paper, of up to its 118,287 images; of more images, as many epochs as the paper's number of
-    images is. With pre-trained weights an eighth of that. Few images are repeated for at least :data:`MIN_STEPS` steps.
+    Up to the paper's 118,287 images, its 800 epochs; with more images, fewer epochs, such that the number of samples is
+    that of the paper. With pre-trained weights an eighth of that. With few images the number of epochs is raised until
+    there are at least :data:`MIN_STEPS` steps.
 
     Args:
         num_images (int): Number of images.
@@ -149,8 +155,9 @@ def choose_epochs(num_images: int, batch_size: int, continued: bool = False) -> 
 
 
 def choose_warmup(steps: int) -> int:
-    """Chooses the number of warm-up steps: 5 %, at least 100 and at most 1,000, but never more than a fifth."""
-    return min(max(round(WARMUP_FRACTION * steps), MIN_WARMUP), MAX_WARMUP, steps // 5)
+    """Chooses the number of warm-up steps: 5 %, from 100 to 1,000, at most a fifth; 0 if that is a single step."""
+    warmup = min(max(round(WARMUP_FRACTION * steps), MIN_WARMUP), MAX_WARMUP, steps // 5)
+    return warmup if warmup > 1 else 0
 
 
 def choose_momentum(steps: int) -> float:
@@ -158,29 +165,32 @@ def choose_momentum(steps: int) -> float:
     return round(1 - 1 / min(max(KEY_FRACTION * steps, MIN_KEY_STEPS), MAX_KEY_STEPS), 4)
 
 
-def choose_batch_size(requested: int | None, num_images: int, gpu_memory: int | None) -> int:
-    """Chooses the batch size.
+def choose_batch_size(requested: int | None, num_images: int, gpu_memory: int | None, num_gpus: int = 1) -> int:
+    """Chooses the batch size of each process.
 
     On a CPU 32 images. On a GPU 64 per 16 GiB of its memory, rounded down to a power of two, and at most the paper's
-    256: ResNet-50 with an FPN needs about 0.15 GB per image. With fewer images the largest power of two that they are.
+    256 over all processes: ResNet-50 with an FPN needs about 0.15 GB per image. With few images, the largest power of
+    two with which a step of all processes does not exceed the number of images.
 
     Args:
         requested (int, optional): Value to check instead.
         num_images (int): Number of images.
         gpu_memory (int, optional): Bytes of memory of the GPU; None on a CPU.
+        num_gpus (int): Number of processes.
 
     Raises:
         InputError: There are fewer images than a batch.
     """
-    if num_images < (requested or MIN_BATCH):
+    smallest = (requested or MIN_BATCH) * num_gpus
+    if num_images < smallest:
         raise InputError(
-            f'there are {num_images} images, fewer than a batch of {requested or MIN_BATCH}: pass more images'
+            f'there are {num_images} images, fewer than a batch of {smallest}: pass more images'
             + (' or a smaller --batch-size' if requested else '')
         )
     if requested is not None:
         return requested
     batch = CPU_BATCH if gpu_memory is None else max(GPU_BATCH_PER_16_GIB * gpu_memory / 2**34, MIN_BATCH)
-    return 2 ** int(math.log2(min(batch, MAX_BATCH, num_images)))
+    return 2 ** int(math.log2(max(min(batch, MAX_BATCH / num_gpus, num_images / num_gpus), MIN_BATCH)))
 
 
 def choose_view_size(
@@ -188,9 +198,9 @@ def choose_view_size(
 ) -> tuple[int, str]:
     """Chooses the side of the views.
 
-    224 px as in the paper, or less if half of the images are smaller. The side is rounded to a multiple of the
-    detector's ``pad_size_divisor`` and of the coarsest stride up to 32, which PAFPN and others need, such that the
-    finest level has 5 x 5 cells.
+    224 px as in the paper, or the median short side of the images if that is smaller. The side is rounded to a multiple
+    of the detector's ``pad_size_divisor`` and of the coarsest stride up to 32, which PAFPN and others need. The finest
+    level gets at least 5 x 5 cells.
 
     Args:
         requested (int, optional): Side in pixels to use instead of 224.
@@ -202,13 +212,13 @@ def choose_view_size(
         tuple[int, str]: Side in pixels, and a line that explains why it is not the requested one or 224; '' if it is.
 
     Raises:
-        InputError: Half of the images are smaller than the requested views, or than the smallest possible ones.
+        InputError: The median short side is smaller than the requested views, or than the smallest possible ones.
     """
     finest = min(layout.strides)
     divisor = math.lcm(pad_size_divisor, max(s for s in layout.strides if s <= max(MAX_DIVISOR_STRIDE, finest)))
     smallest = math.ceil(round(finest / MAX_STRIDE_FRACTION) / divisor) * divisor
     median = sorted(short_sides)[len(short_sides) // 2]
-    images = f'half of the images have a short side of at most {median} px'
+    images = f'the median short side of the images is {median} px'
     if requested is not None and requested > median:
         raise InputError(f'{images}, less than views of {requested} px: pass larger images or a smaller --view-size')
     if smallest > median:

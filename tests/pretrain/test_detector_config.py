@@ -6,9 +6,12 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from mmdet.models import DetDataPreprocessor
+from mmdet.registry import MODELS as DETECTION_MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import MODELS
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ccop_mm.pretrain import detector_file
@@ -236,6 +239,7 @@ def test_configs_with_imports(tmp_path):
     [
         ('mmdet::retinanet/retinanet_r50_fpn_1x_cocoo.py', 'retinanet_r50_fpn_1x_coco.py'),
         ('mmdet::absent/absent.py', 'absent/absent.py'),
+        ('mmdet::rtmdet/rtmdet_tny.py', 'did you mean rtmdet/rtmdet_(?!tta)'),
         ('absent_package::a/b.py', 'absent_package'),
         ('absent.py', 'absent.py'),
         ('mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py', 'SoftTeacher'),
@@ -257,6 +261,7 @@ def test_configs_that_are_no_detector(config, named):
         ({'model.data_preprocessor': None}, 'data_preprocessor'),
         ({'model.data_preprocessor.type': 'ReIDDataPreprocessor'}, 'ReIDDataPreprocessor'),
         ({'model.data_preprocessor.mean': [0.0], 'model.data_preprocessor.std': [1.0]}, r'mean=\[0.0\]'),
+        ({'model.data_preprocessor.type': 'BoxInstDataPreprocessor'}, 'BoxInstDataPreprocessor'),
         ({'custom_imports': dict(imports=['absent_module'])}, 'absent_module'),
     ],
 )
@@ -298,3 +303,46 @@ def test_views_that_do_not_fit(tmp_path):
         check_view(encoder, 100)
     assert encoder.training
     assert torch.equal(encoder.backbone.stem.conv.bn.running_mean, torch.zeros(24))
+
+
+def test_modules_that_may_be_missing_are_left_out(tmp_path):
+    imports = dict(imports=['absent_module', 'colorsys'], allow_failed_imports=True)
+    assert read_detector(small(tmp_path, custom_imports=imports)).imports == ('colorsys',)
+
+
+@pytest.mark.parametrize(('default', 'expected'), [(-1, -1), (0, 0), (1, -1), (4, -1)])
+def test_frozen_stages_of_other_backbones(tmp_path, default, expected):
+    """The default of a class may freeze stages, too."""
+
+    class Backbone(nn.Module):
+        def __init__(self, frozen_stages=default):
+            super().__init__()
+
+    DETECTION_MODELS.register_module(name='FrozenByDefault', module=Backbone, force=True)
+    try:
+        path = small(tmp_path, **{'model.backbone': dict(_delete_=True, type='FrozenByDefault')})
+        detector = read_detector(path)
+    finally:
+        del DETECTION_MODELS.module_dict['FrozenByDefault']
+    assert detector.backbone.get('frozen_stages', default) == expected
+    assert [change.path for change in detector.changes] == ['backbone.frozen_stages'] * (default > 0)
+
+
+def test_a_preprocessor_with_its_own_forward(tmp_path):
+    class Own(DetDataPreprocessor):
+        def forward(self, data, training=False):
+            return super().forward(data, training)
+
+    class Renamed(DetDataPreprocessor):
+        pass
+
+    try:
+        for cls in (Own, Renamed):
+            DETECTION_MODELS.register_module(module=cls, force=True)
+        with pytest.raises(InputError, match='Own'):
+            read_detector(small(tmp_path, **{'model.data_preprocessor.type': 'Own'}))
+        path = small(tmp_path, **{'model.data_preprocessor.type': 'Renamed'})
+        assert read_detector(path).data_preprocessor == dict(pad_size_divisor=32)
+    finally:
+        for name in ('Own', 'Renamed'):
+            del DETECTION_MODELS.module_dict[name]

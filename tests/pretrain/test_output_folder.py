@@ -2,11 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from ccop_mm.pretrain.output_folder import ARGUMENTS, FINETUNE, PRETRAIN, OutputFolder, Request
+from ccop_mm.pretrain.output_folder import (
+    ARGUMENTS,
+    FINETUNE,
+    PRETRAIN,
+    OutputFolder,
+    Request,
+    claim_folder,
+    resolve_output,
+)
 from ccop_mm.utils.errors import InputError
 
 REQUEST = Request(
@@ -128,7 +138,85 @@ def test_damaged_arguments_are_refused(tmp_path, text):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='file'):
-        OutputFolder(tmp_path / 'file', REQUEST)
+        resolve_output(tmp_path / 'file')
+
+
+@pytest.mark.parametrize('character', ['"', "'", '\\', '\n'])
+def test_paths_that_a_config_cannot_contain(tmp_path, character):
+    with pytest.raises(InputError) as caught:
+        resolve_output(tmp_path / f'a{character}b')
+    assert '\n' not in str(caught.value) and '--out' in str(caught.value)
+
+
+def test_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    assert resolve_output('a b/c') == tmp_path / 'a b' / 'c'
+    assert resolve_output('~/c') == tmp_path / 'home' / 'c'
+
+
+def test_a_folder_belongs_to_one_command(tmp_path):
+    folder = tmp_path / 'out'
+    code = (
+        'import sys\nfrom ccop_mm.pretrain.output_folder import claim_folder\n'
+        'with claim_folder(sys.argv[1]):\n    print("claimed", flush=True)\n    sys.stdin.read()\n'
+    )
+    command = [sys.executable, '-c', code, str(folder), '--work-dir']
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == 'claimed\n'
+        with pytest.raises(InputError, match=f'process {other.pid}') as caught, claim_folder(folder):
+            pass
+        other.stdin.close()
+        assert other.wait(60) == 0
+    assert str(caught.value).endswith('--out')
+    assert not folder.exists()
+    with claim_folder(folder):
+        assert folder.is_dir()
+
+
+def test_folders_that_cannot_be_created(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='file/out.*--out'), claim_folder(tmp_path / 'file' / 'out'):
+        pass
+
+
+def test_a_run_without_checkpoints_has_started(tmp_path):
+    write(tmp_path)
+    (tmp_path / 'pretrain' / '2026').mkdir(parents=True)
+    output = OutputFolder(tmp_path, REQUEST)
+    assert output.is_started and not output.has_checkpoint
+    assert write(tmp_path, 'a = 2\n', 'b = 2\n') == set()
+    with pytest.raises(InputError, match=f'delete {tmp_path / "pretrain"}'):
+        OutputFolder(tmp_path, replace(REQUEST, batch_size=32))
+
+
+def test_work_dir_of_an_edited_config(tmp_path):
+    write(tmp_path)
+    (tmp_path / PRETRAIN).write_text(f'work_dir = {str(tmp_path / "elsewhere")!r}\n')
+    output = OutputFolder(tmp_path, REQUEST)
+    assert output.work_dir == tmp_path / 'elsewhere' and not output.is_started
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'epoch_1.pth').write_bytes(b'')
+    assert output.is_started and output.has_checkpoint
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    write(tmp_path)
+    for name in (PRETRAIN, FINETUNE):
+        (tmp_path / name).write_bytes(b'a = "\xff"\n')
+    output = OutputFolder(tmp_path, REQUEST)
+    assert output.is_edited(PRETRAIN) and output.is_edited(FINETUNE)
+    with pytest.raises(InputError, match=PRETRAIN) as caught:
+        _ = output.is_started
+    assert '\n' not in str(caught.value)
+
+
+def test_arguments_of_former_versions(tmp_path):
+    write(tmp_path)
+    stored = json.loads((tmp_path / ARGUMENTS).read_text())['arguments']
+    del stored['num_gpus'], stored['weights_prefix']
+    assert REQUEST.describe_difference(stored) == ''
+    assert 'num_gpus=1, now 8' in replace(REQUEST, num_gpus=8).describe_difference(stored)
 
 
 def test_arguments_are_stored_as_text(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ccop_mm.evaluation import load_model
 from ccop_mm.pretrain import pretrain
-from ccop_mm.pretrain.run import _apply_options, _is_finished
+from ccop_mm.pretrain.run import _apply_options, _initializer, _is_finished
 from ccop_mm.proposals.store import ProposalStore
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import list_images
@@ -211,6 +212,18 @@ def test_written_dataset_has_the_images_of_the_source(kind, detector_config, ima
         (dict(epochs='many'), 'many'),
         (dict(epochs=2.5), '2.5'),
         (dict(batch_size=0), 'batch_size'),
+        (dict(batch_size=1), 'batch_size.*1'),
+        (dict(batch_size=4, num_gpus=3), 'batch of 12'),
+        (dict(num_gpus=0), 'num_gpus'),
+        (dict(weights_prefix='a.'), "weights_prefix='a.'"),
+        (dict(options={'train_cfg.max_epochs': 7}), '--epochs'),
+        (dict(options={'train_cfg': {'max_epochs': 7}}), '--epochs'),
+        (dict(options={'train_dataloader.batch_size': 7}), '--batch-size'),
+        (dict(options={'work_dir': 'elsewhere'}), 'work_dir'),
+        (dict(options={'model.object_pool.strides': (7,)}), '7'),
+        (dict(options={'optim_wrapper.optimizer.lr': 'fast'}), 'fast'),
+        (dict(options={'train_dataloader.dataset.pipeline.0.bogus': 1}), 'bogus'),
+        (dict(options={'custom_hooks.1.bogus': 1}), 'bogus'),
         (dict(batch_size=9), '8 images'),
         (dict(view_size=-1), 'view_size'),
         (dict(view_size=224), '96 px'),
@@ -290,3 +303,137 @@ def test_options_change_the_written_settings():
 )
 def test_finished_checkpoints(train_cfg, meta, expected):
     assert _is_finished(Config(dict(train_cfg=train_cfg)), meta) is expected
+
+
+@pytest.mark.parametrize(
+    'arguments', [dict(options={'model.momentum': 'x'}), dict(batch_size=10), dict(view_size=128), dict(num_gpus=3)]
+)
+def test_errors_precede_the_search(arguments, detector_config, images, tmp_path, monkeypatch):
+    def search(*args, **kwargs):
+        raise AssertionError('searched')
+
+    monkeypatch.setattr('ccop_mm.pretrain.run.generate_proposals', search)
+    with pytest.raises(AssertionError, match='searched'):
+        run(detector_config, images, tmp_path / 'out')
+    with pytest.raises(InputError) as caught:
+        run(detector_config, images, tmp_path / 'out', **arguments)
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_wrong_image_root(detector_config, images, tmp_path):
+    (tmp_path / 'list.json').write_text(
+        json.dumps(dict(images=[dict(id=1, file_name='0.png'), dict(id=2, file_name='1.png')]))
+    )
+    (tmp_path / 'other').mkdir()
+    with pytest.raises(InputError, match=f'0.png is missing.*{tmp_path / "other"}.*--image-root'):
+        run(detector_config, tmp_path / 'list.json', tmp_path / 'out', image_root=tmp_path / 'other', batch_size=2)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_proposals_without_a_readable_image_are_not_kept(detector_config, images, tmp_path, monkeypatch):
+    def generate(files, out, **_):
+        ProposalStore([], skipped={file.file_name: 'damaged' for file in files}).save(out)
+
+    monkeypatch.setattr('ccop_mm.pretrain.run.generate_proposals', generate)
+    with pytest.raises(InputError, match='9 images'):
+        run(detector_config, images, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_json_with_absolute_names(detector_config, images, tmp_path):
+    paths = sorted(images.rglob('*.png'))
+    source = tmp_path / 'list.json'
+    source.write_text(json.dumps(dict(images=[dict(id=i, file_name=str(path)) for i, path in enumerate(paths)])))
+    files = list_images(source)
+    (tmp_path / 'out').mkdir()
+    entries = [(file.image_id, file.file_name, (96, 128), [[0, 0, 30, 30]]) for file in files]
+    ProposalStore(entries).save(tmp_path / 'out' / 'proposals.npz')
+    run(detector_config, source, tmp_path / 'out', dry_run=True)
+    with DefaultScope.overwrite_default_scope('mmselfsup'):
+        dataset = DATASETS.build(Config.fromfile(tmp_path / 'out' / 'pretrain.py').train_dataloader.dataset)
+    assert [dataset.get_data_info(index)['img_path'] for index in range(8)] == list(map(str, paths))
+
+
+def test_several_gpus(detector_config, images, tmp_path, monkeypatch):
+    """The sizes are those of the total batch; another command trains."""
+    out = tmp_path / 'out'
+    monkeypatch.chdir(tmp_path)
+    save_proposals(images, out / 'proposals.npz', skipped=['damaged.jpg'])
+    result = run(detector_config, images, out, batch_size=2, num_gpus=4)
+    cfg = Config.fromfile(out / 'pretrain.py')
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=8)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.3 * 8 / 256, rel=1e-2)
+    assert 'tools/dist_train.sh out/pretrain.py 4 --resume' in str(result)
+    assert (result.checkpoint, result.weights) == (None, None) and not (out / 'pretrain').exists()
+    assert '2 steps' in str(run(detector_config, images, out, batch_size=2, num_gpus=4, dry_run=True))
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'named'),
+    [
+        ('object_pool=dict(strides=(8, 16)),', '', None),
+        ('lr=0.00469, ', '', None),
+        ('max_epochs=2', 'val_interval=2', 'max_epochs'),
+        ('optim_wrapper = ', 'unused = ', 'optim_wrapper'),
+        ('temperature=0.2', "temperature='warm'", 'warm'),
+    ],
+)
+def test_incomplete_edits(old, new, named, detector_config, images, tmp_path):
+    out = tmp_path / 'out'
+    save_proposals(images, out / 'proposals.npz', skipped=['damaged.jpg'])
+    run(detector_config, images, out, dry_run=True)
+    text = (out / 'pretrain.py').read_text()
+    assert old in text
+    (out / 'pretrain.py').write_text(text.replace(old, new))
+    if named is None:
+        assert 'steps of' in str(run(detector_config, images, out, dry_run=True))
+        return
+    with pytest.raises(InputError, match=named) as caught:
+        run(detector_config, images, out, dry_run=True)
+    assert all(line.startswith('ERROR ') for line in str(caught.value).splitlines()[1:])
+
+
+def test_comments_of_settings_that_options_changed(detector_config, images, tmp_path):
+    out = tmp_path / 'out'
+    save_proposals(images, out / 'proposals.npz', skipped=['damaged.jpg'])
+    options = {'model.queue_len': 7, 'optim_wrapper.optimizer.lr': 0.25}
+    run(detector_config, images, out, options=options, dry_run=True)
+    text = (out / 'pretrain.py').read_text()
+    assert 'queue_len=7,  # set by --cfg-options' in text and 'lr=0.25,  # set by --cfg-options' in text
+    assert '0.55 epochs' not in text and '0.00469' not in text
+
+
+def test_paths_of_initial_weights(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+
+    def initializer(weights, prefix=None, own='own.pth'):
+        return _initializer(SimpleNamespace(checkpoint=own, checkpoint_prefix='own.'), weights, prefix)
+
+    assert initializer('~/a.pth') == dict(type='EncoderPretrained', checkpoint=str(tmp_path / 'home' / 'a.pth'))
+    expected = dict(type='EncoderPretrained', checkpoint=str(tmp_path / 'own.pth'), prefix='own.')
+    assert initializer('init_cfg') == expected
+    assert initializer('init_cfg', 'b.') == dict(expected, prefix='b.')
+    assert initializer('init_cfg', own='torchvision://resnet50')['checkpoint'] == 'torchvision://resnet50'
+    assert initializer('https://x/y.pth', '') == dict(type='EncoderPretrained', checkpoint='https://x/y.pth', prefix='')
+
+
+def test_weights_with_another_neck(detector_config, images, tmp_path):
+    """The message names the option with which the backbone alone is loaded."""
+    detector = build_detector(write_without_weights(detector_config))
+    state = {key: value for key, value in detector.state_dict().items() if key != 'neck.out_convs.0.conv.weight'}
+    torch.save(dict(state_dict=state), tmp_path / 'other.pth')
+    save_proposals(images, tmp_path / 'out' / 'proposals.npz', skipped=['damaged.jpg'])
+    arguments = dict(weights=tmp_path / 'other.pth', dry_run=True)
+    with pytest.raises(InputError, match="--weights-prefix 'backbone.'"):
+        run(detector_config, images, tmp_path / 'out', **arguments)
+    assert 'steps of' in str(run(detector_config, images, tmp_path / 'out', weights_prefix='backbone.', **arguments))
+
+
+def write_without_weights(detector_config):
+    """Writes the detector without the weights of its backbone; returns the config file."""
+    path = detector_config.with_name('random.py')
+    path.write_text(detector_config.read_text().replace('widen_factor', 'init_cfg=None, widen_factor'))
+    return path

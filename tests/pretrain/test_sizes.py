@@ -74,7 +74,7 @@ def test_learning_rate_by_the_batch(batch_size):
 
 
 def test_warmup():
-    assert [choose_warmup(steps) for steps in (4, 10, 540, 2000, 10_000, 370_000)] == [0, 2, 100, 100, 500, 1000]
+    assert [choose_warmup(steps) for steps in (4, 9, 10, 540, 2000, 10_000, 370_000)] == [0, 0, 2, 100, 100, 500, 1000]
 
 
 def test_key_encoder_averages_over_a_tenth_of_the_run():
@@ -131,6 +131,20 @@ def test_view_size(requested, short_side, layout, divisor, expected):
     assert bool(note) == (size != (requested or 224))
     if note:
         assert str(size) in note
+
+
+def test_batch_size_of_several_gpus():
+    """At most 256 images, and at most as many as there are, over all processes."""
+    assert choose_batch_size(None, 10_000, 141 * GIB, 8) == 32
+    assert choose_batch_size(None, 100, 141 * GIB, 8) == 8
+    assert choose_batch_size(12, 100, 141 * GIB, 8) == 12
+    with pytest.raises(InputError, match='batch of 104'):
+        choose_batch_size(13, 100, 141 * GIB, 8)
+
+
+def test_sizes_without_a_warmup():
+    assert 'warm-up' not in str(choose_sizes(8, 10, 4, epochs=2))
+    assert 'after 100 warm-up steps' in str(choose_sizes(8, 10, 4, epochs=500))
 
 
 def test_views_depend_on_the_median_image():

@@ -24,13 +24,25 @@ def calls(monkeypatch):
 def test_arguments_are_passed_on(call_tool, calls):
     code, out, _ = call_tool('pretrain.py', DETECTOR, 'images', '--out', 'out')
     assert (code, out) == (0, 'summary\n')
-    defaults = dict(weights=None, view_size=None, batch_size=None, image_root=None, workers=None, options={})
+    defaults = dict(
+        weights=None,
+        weights_prefix=None,
+        num_gpus=1,
+        view_size=None,
+        batch_size=None,
+        image_root=None,
+        workers=None,
+        options={},
+    )
     assert calls.pop() == ((DETECTOR, 'images', 'out'), dict(defaults, epochs='auto', dry_run=False))
     options = ['--weights', 'w.pth', '--epochs', 3, '--view-size', 96, '--batch-size', 8, '--image-root', 'root']
+    options += ['--weights-prefix', 'backbone.', '--gpus', 4]
     more = ['--workers', 2, '--dry-run', '--cfg-options', 'randomness.seed=3', 'model.box_jitter.noise=(.2,.8)']
     assert call_tool('pretrain.py', DETECTOR, 'images', '--out', 'out', *options, *more)[0] == 0
     assert calls.pop()[1] == dict(
         weights='w.pth',
+        weights_prefix='backbone.',
+        num_gpus=4,
         epochs=3,
         view_size=96,
         batch_size=8,
@@ -68,6 +80,8 @@ def test_interruption(call_tool, monkeypatch):
         (DETECTOR, ['--view-size', 96], '72 px'),  # half of the images are not larger
         (DETECTOR, ['--weights', 'absent.pth'], 'absent.pth'),
         (DETECTOR, ['--batch-size', 8], '7 images'),
+        (DETECTOR, ['--cfg-options', 'train_cfg.max_epochs=7'], '--epochs'),
+        (DETECTOR, ['--cfg-options', 'model.momentum=x'], 'momentum'),
     ],
 )
 def test_bad_input_is_one_line(detector, options, named, call_tool, image_folder, tmp_path):  # noqa: F811
