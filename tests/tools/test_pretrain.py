@@ -81,7 +81,7 @@ def test_interruption(call_tool, monkeypatch):
         (DETECTOR, ['--weights', 'absent.pth'], 'absent.pth'),
         (DETECTOR, ['--batch-size', 8], '7 images'),
         (DETECTOR, ['--cfg-options', 'train_cfg.max_epochs=7'], '--epochs'),
-        (DETECTOR, ['--cfg-options', 'model.momentum=x'], 'momentum'),
+        (DETECTOR, ['--cfg-options', 'model.momentum=x'], 'model'),
     ],
 )
 def test_bad_input_is_one_line(detector, options, named, call_tool, image_folder, tmp_path):  # noqa: F811
