@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import types
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +120,27 @@ def default_argument(target: Any, name: str) -> Any:
         if parameter is not None:
             return None if parameter.default is inspect.Parameter.empty else parameter.default
     return None
+
+
+def takes_only_numbers(target: Any, name: str) -> bool:
+    """Returns whether the annotation of a constructor's argument allows numbers and None, but no text.
+
+    Args:
+        target (Any): Class; the first of its bases that names the argument determines the annotation.
+        name (str): Argument.
+    """
+    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
+        constructor = vars(cls).get('__init__')
+        if constructor is None or name not in (_named_parameters(constructor)[0] or ()):
+            continue
+        try:
+            annotation = typing.get_type_hints(constructor).get(name)
+        except Exception:  # an annotation may be any expression, also of names that are not imported
+            return False
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        allowed = set(typing.get_args(annotation) if is_union else (annotation,))
+        return bool(allowed & {int, float}) and allowed <= {int, float, bool, type(None), torch.Tensor}
+    return False
 
 
 def registered_names(registry: Registry, scope: str) -> set[str]:

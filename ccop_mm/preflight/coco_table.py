@@ -1,6 +1,7 @@
 """The content of a COCO json as arrays, for checks of all annotations at once."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import operator
@@ -16,6 +17,8 @@ from ccop_mm.utils.text import format_truncated
 
 #: Types of the numbers of a parsed json.
 NUMBERS = frozenset({int, float})
+#: Number of annotations that are converted at a time, so that their values remain in the processor's cache.
+CHUNK_SIZE = 1024
 
 
 @dataclass(eq=False)
@@ -82,14 +85,13 @@ class CocoTable:
             raise InputError(f'{path} lists no images: a COCO json has "images", each with "id" and "file_name"')
         image_ids, file_names = _column(images, 'images', 'id', path), _column(images, 'images', 'file_name', path)
         category_ids = _column(categories, 'categories', 'id', path)
-        annotation_ids, image_references, category_references = (
-            _column(annotations, 'annotations', key, path) for key in ('id', 'image_id', 'category_id')
-        )
         sizes = np.stack([_numbers([image.get(side) for image in images]) for side in ('width', 'height')], axis=1)
         sizes[~((sizes > 0) & np.isfinite(sizes))] = np.nan
-        boxes, has_box = _box_rows([annotation.get('bbox') for annotation in annotations])
-        areas = [annotation.get('area') for annotation in annotations]
-        crowd = [annotation.get('iscrowd') for annotation in annotations]
+        image_index, category_index = _RowIndex(image_ids), _RowIndex(category_ids)
+        chunks = [
+            _annotation_columns(annotations[start : start + CHUNK_SIZE], image_index, category_index, path)
+            for start in range(0, max(len(annotations), 1), CHUNK_SIZE)
+        ]
         return cls(
             path=path,
             image_ids=image_ids,
@@ -98,18 +100,7 @@ class CocoTable:
             category_ids=category_ids,
             category_names=_column(categories, 'categories', 'name', path),
             categories=categories,
-            annotation_ids=annotation_ids,
-            image_rows=_rows(image_ids, image_references),
-            category_rows=_rows(category_ids, category_references),
-            boxes=boxes,
-            has_box=has_box,
-            areas=_numbers(areas),
-            has_area=_present(areas),
-            has_numeric_area=_are_numbers(areas),
-            has_segmentation=np.array([bool(annotation.get('segmentation')) for annotation in annotations], dtype=bool),
-            is_crowd=np.array(list(map(bool, crowd)), dtype=bool),
-            has_crowd_flag=_present(crowd),
-            keypoints=[annotation.get('keypoints') for annotation in annotations],
+            **{name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]},
         )
 
     @property
@@ -122,11 +113,11 @@ class CocoTable:
         """Number of annotations."""
         return len(self.annotation_ids)
 
-    @property
+    @functools.cached_property
     def image_sizes(self) -> np.ndarray:
         """(n, 2) float64 width and height of the image of each annotation, NaN where unknown."""
         sizes = np.concatenate([self.sizes, np.full((1, 2), np.nan)])  # row -1: no such image
-        return sizes[self.image_rows]
+        return np.asfortranarray(sizes[self.image_rows])
 
     def annotations_per_category(self) -> np.ndarray:
         """Counts the annotations of each category."""
@@ -157,6 +148,75 @@ def paused_garbage_collection() -> Iterator[None]:
 def duplicates(ids: Sequence[Hashable]) -> list[Any]:
     """Returns the ids that occur more than once."""
     return [] if len(set(ids)) == len(ids) else [item for item, count in Counter(ids).items() if count > 1]
+
+
+def _annotation_columns(
+    annotations: Sequence[Mapping[str, Any]],
+    image_index: '_RowIndex',
+    category_index: '_RowIndex',
+    path: str,
+) -> dict[str, Any]:
+    """Converts annotations to the arrays and lists of a :class:`CocoTable`, by name.
+
+    Args:
+        annotations (Sequence[Mapping]): Some of the annotations of a json.
+        image_index (_RowIndex): Rows of the images.
+        category_index (_RowIndex): Rows of the categories.
+        path (str): Path of the json, for messages.
+    """
+    ids, images, categories = (
+        _column(annotations, 'annotations', key, path) for key in ('id', 'image_id', 'category_id')
+    )
+    boxes, has_box = _box_rows([annotation.get('bbox') for annotation in annotations])
+    areas = [annotation.get('area') for annotation in annotations]
+    crowd = [annotation.get('iscrowd') for annotation in annotations]
+    return dict(
+        annotation_ids=ids,
+        image_rows=image_index.find(images),
+        category_rows=category_index.find(categories),
+        boxes=boxes,
+        has_box=has_box,
+        areas=_numbers(areas),
+        has_area=_present(areas),
+        has_numeric_area=_are_numbers(areas),
+        has_segmentation=np.array([bool(annotation.get('segmentation')) for annotation in annotations], dtype=bool),
+        is_crowd=np.array(list(map(bool, crowd)), dtype=bool),
+        has_crowd_flag=_present(crowd),
+        keypoints=[annotation.get('keypoints') for annotation in annotations],
+    )
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Joins arrays, or lists. Columns become contiguous because the checks compare columns."""
+    if isinstance(parts[0], np.ndarray):
+        return np.asfortranarray(np.concatenate(parts))
+    return list(itertools.chain.from_iterable(parts))
+
+
+class _RowIndex:
+    """Finds the position of ids in a list.
+
+    Args:
+        ids (Sequence): Ids; of equal ones the last is found.
+    """
+
+    def __init__(self, ids: Sequence[Any]) -> None:
+        self._rows = {item: row for row, item in enumerate(ids)}
+        self._sorted: np.ndarray | None = None
+        if set(map(type, ids)) == {int}:
+            with contextlib.suppress(OverflowError):  # ids beyond 64 bits
+                # Faster than the dict, whose entries of a large file are not in the processor's cache.
+                self._sorted = np.array(sorted(self._rows), dtype=np.int64)
+                self._order = np.array(list(map(self._rows.get, self._sorted.tolist())), dtype=np.int64)
+
+    def find(self, references: Sequence[Any]) -> np.ndarray:
+        """Returns the row of each id, (n,) int64; -1 for unknown ones."""
+        if self._sorted is not None and set(map(type, references)) == {int}:
+            with contextlib.suppress(OverflowError):
+                wanted = np.array(references, dtype=np.int64)
+                positions = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
+                return np.where(self._sorted[positions] == wanted, self._order[positions], -1)
+        return np.array(list(map(self._rows.get, references, itertools.repeat(-1))), dtype=np.int64)
 
 
 def _entries(content: Mapping[str, Any], name: str, path: str) -> list[Mapping[str, Any]]:
@@ -190,22 +250,6 @@ def _present(values: Sequence[Any]) -> np.ndarray:
     if None not in values:
         return np.ones(len(values), dtype=bool)
     return np.array([value is not None for value in values], dtype=bool)
-
-
-def _rows(ids: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
-    """Returns the index in ``ids`` of each reference, -1 for unknown ones."""
-    if set(map(type, ids)) == {int} == set(map(type, references)):
-        with contextlib.suppress(OverflowError):  # ids beyond 64 bits
-            return _integer_rows(np.array(ids, dtype=np.int64), np.array(references, dtype=np.int64))
-    index = {item: row for row, item in enumerate(ids)}
-    return np.array(list(map(index.get, references, itertools.repeat(-1))), dtype=np.int64)
-
-
-def _integer_rows(ids: np.ndarray, references: np.ndarray) -> np.ndarray:
-    order = np.argsort(ids, kind='stable')
-    positions = np.searchsorted(ids[order], references).clip(max=len(ids) - 1)
-    rows = order[positions]
-    return np.where(ids[rows] == references, rows, -1)
 
 
 def _are_numbers(values: Sequence[Any]) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Checks of the config itself: misspelt keys, a curriculum without its hook, recipes that do not fit the machine."""
+"""Checks of the config itself: misspelt keys, invalid values, a curriculum without its hook, too slow recipes."""
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine import registry as registries
@@ -21,6 +23,7 @@ from ccop_mm.preflight.arguments import (
     find_class,
     find_components,
     registered_names,
+    takes_only_numbers,
     type_name,
 )
 from ccop_mm.preflight.findings import Report
@@ -44,6 +47,25 @@ TOP_LEVEL: dict[str, tuple[type, ...]] = {
     'tta_pipeline': _LIST,
     **dict.fromkeys(('custom_imports', 'model_wrapper_cfg', 'compile', 'strategy', 'tta_model', 'probe'), _DICT),
 }
+#: Top-level keys of mmdet 2, which mmengine ignores, and where these settings are now.
+FORMER_KEYS = {
+    'lr_config': 'param_scheduler',
+    'momentum_config': 'param_scheduler',
+    'optimizer_config': 'optim_wrapper.clip_grad',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    'log_config': 'default_hooks.logger',
+    'evaluation': 'train_cfg.val_interval and val_evaluator',
+    'fp16': "optim_wrapper.type='AmpOptimWrapper'",
+    'resume_from': 'load_from with resume=True, or pass --resume',
+}
+#: Settings that are whole numbers, and the smallest one that is allowed.
+WHOLE_NUMBERS = {
+    **dict.fromkeys(('train_cfg.max_epochs', 'train_cfg.max_iters', 'train_cfg.val_interval'), 1),
+    **{f'{loader}.batch_size': 1 for loader in LOADERS},
+    **{f'{loader}.num_workers': 0 for loader in LOADERS},
+    'optim_wrapper.accumulative_counts': 1,
+    'auto_scale_lr.base_batch_size': 1,
+}
 #: Similarity from which an unknown key is taken for a misspelt one. Config files also define variables.
 MISSPELT = 0.8
 
@@ -58,7 +80,10 @@ NORM_LAYERS = frozenset({'BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN'})
 
 def check_config(cfg: Config, report: Report) -> None:
     """Checks the keys of a training config and the settings that depend on each other."""
-    check_keys(cfg, report, unused=('test_',))
+    unused = ('test_',)
+    check_keys(cfg, report, unused)
+    check_values(cfg, report, unused)
+    check_probes(cfg, report)
     check_curriculum(cfg, report)
     check_batch_statistics(cfg, report)
     check_device(cfg, report)
@@ -66,7 +91,9 @@ def check_config(cfg: Config, report: Report) -> None:
 
 def check_test_config(cfg: Config, report: Report) -> None:
     """Checks the keys of a test config."""
-    check_keys(cfg, report, unused=('train_', 'val_', 'optim_wrapper', 'param_scheduler'))
+    unused = ('train_', 'val_', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
+    check_keys(cfg, report, unused)
+    check_values(cfg, report, unused)
 
 
 def check_keys(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> None:
@@ -78,6 +105,9 @@ def check_keys(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> Non
         unused (tuple[str, ...]): Prefixes of the keys from which the run builds nothing.
     """
     for key, value in cfg.items():
+        if key in FORMER_KEYS:
+            report.warning(key, 'a key of mmdet 2, which has no effect', f'set {FORMER_KEYS[key]}')
+            continue
         known = None if key in TOP_LEVEL else _misspelt_top_level(key, value)
         if known is not None and cfg.get(known) != value:
             report.error(key, f'{key} is unknown and has no effect', f'rename it to {known}, or choose another name')
@@ -124,6 +154,65 @@ def _check_arguments(path: str, node: Any, accepted: Any, owner: str, report: Re
             match = closest(str(name), accepted - COMMON)
             fix = f'did you mean {path}.{match}' if match else f'remove {path}.{name}'
             report.error(f'{path}.{name}', f'{owner} has no argument {name!r} ({name}={_short(node[name])})', fix)
+
+
+def check_values(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> None:
+    """Reports text where a class takes numbers only, and numbers of images, iterations and workers that are too small.
+
+    mmengine and torch would raise a ``TypeError`` or a ``ValueError`` when the run is built, or after its first epoch.
+
+    Args:
+        cfg (Config): Training or test config.
+        report (Report): Receives the findings.
+        unused (tuple[str, ...]): Prefixes of the keys from which the run builds nothing.
+    """
+    for path, minimum in WHOLE_NUMBERS.items():
+        parent, _, name = path.partition('.')
+        node = cfg.get(parent)
+        value = node.get(name) if isinstance(node, Mapping) and not path.startswith(unused) else None
+        if value is not None and not _is_whole_number(value, minimum):
+            report.error(path, f'is {_short(value)}', f'set a whole number of at least {minimum}')
+    model = cfg.get('model')
+    for name in ('queue_len', 'object_queue_len') if type_name(model) == 'CCOP' else ():
+        length = model.get(name)
+        if length not in (None, 'auto') and not _is_whole_number(length, 1):
+            report.error(f'model.{name}', f'is {_short(length)}', "set a whole number of at least 1, or 'auto'")
+    hooks = cfg.get('custom_hooks') or []
+    if isinstance(hooks, str):
+        report.error('custom_hooks', f'is the text {hooks!r}', f'write [{_as_hook(hooks)}]')
+    else:
+        for number, hook in enumerate(hooks):
+            if isinstance(hook, str):
+                report.error(f'custom_hooks.{number}', f'is the text {hook!r}', f'write {_as_hook(hook)}')
+    for component in find_components(cfg):
+        target = None if component.path.startswith(unused) else component.find_class()
+        for name, value in component.node.items() if target is not None else ():
+            path = f'{component.path}.{name}'
+            if isinstance(value, str) and path not in WHOLE_NUMBERS and takes_only_numbers(target, name):
+                report.error(path, f'is the text {value!r}', 'write a number')
+            elif path == 'optim_wrapper.optimizer.lr' and isinstance(value, (int, float)) and not 0 <= value < math.inf:
+                report.error(path, f'is {value}', 'write a number that is not negative')
+
+
+def _is_whole_number(value: Any, minimum: int) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and float(value).is_integer() and value >= minimum
+
+
+def _as_hook(text: str) -> str:
+    """Returns how to write a hook that a user wrote as text."""
+    return f'dict(type={text!r})' if text.isidentifier() else "a dict such as dict(type='EMAHook')"
+
+
+def check_probes(cfg: Config, report: Report) -> None:
+    """Reports annotations and image folders of probes that do not exist."""
+    for component in find_components(cfg):
+        if str(component.type).rpartition('.')[2] != 'ProbeHook':
+            continue
+        for name, exists, kind in (('ann_file', os.path.isfile, 'file'), ('img_root', os.path.isdir, 'folder')):
+            value = component.node.get(name)
+            if isinstance(value, str) and not exists(value or '.'):
+                report.error(f'{component.path}.{name}', f'{kind} {value} does not exist', 'correct the path')
 
 
 def _misspelt_top_level(key: str, value: Any) -> str | None:
@@ -201,11 +290,24 @@ def _check_top_level_option(cfg: Config, path: str, key: str, report: Report) ->
             'set the fields that use it, such as train_dataloader.dataset.*',
         )
         return
-    match = closest(key, [*TOP_LEVEL, *cfg], MISSPELT)
+    if key in FORMER_KEYS:
+        report.error(where, f'{key} is a key of mmdet 2, which has no effect', f'set {FORMER_KEYS[key]}')
+        return
+    match = closest(key, [*TOP_LEVEL, *cfg], MISSPELT) or next(_paths_that_end_with(path, cfg), None)
     if match is not None:
         report.error(where, f'{key} is unknown', f'did you mean {match}')
     else:
         report.warning(where, f'{key} is unknown and has no effect', 'check the spelling')
+
+
+def _paths_that_end_with(ending: str, cfg: Config) -> Iterator[str]:
+    """Yields the paths of a config that end with an incomplete path such as ``max_epochs``, shortest first."""
+    level: list[tuple[str, Any]] = [(key, cfg[key]) for key in cfg if key in TOP_LEVEL]
+    while level:
+        yield from (path for path, _ in level if path.endswith(f'.{ending}'))
+        level = [
+            (f'{path}.{name}', part) for path, node in level if isinstance(node, Mapping) for name, part in node.items()
+        ]
 
 
 def _check_new_key(node: Mapping, parent: str, name: str, where: str, scope: str, report: Report) -> None:
@@ -235,7 +337,8 @@ def check_curriculum(cfg: Config, report: Report) -> None:
     default_hooks = [hook for hook in (cfg.get('default_hooks') or {}).values() if isinstance(hook, Mapping)]
     if any(type_name(hook) == 'SpatialCurriculumHook' for hook in [*custom_hooks, *default_hooks]):
         return
-    own = ''.join(f', {_as_code(hook)}' for hook in custom_hooks)
+    # ccop_mm.engine.default_hooks has appended StopHook.
+    own = ''.join(f', {_as_code(hook)}' for hook in custom_hooks if type_name(hook) != 'StopHook')
     report.error(
         'custom_hooks',
         'the list replaces that of the base config and lacks SpatialCurriculumHook, so the noise of the key boxes '
@@ -249,10 +352,13 @@ def _changes_noise(jitter: Mapping) -> bool:
     defaults = inspect.signature(SCSBoxJitter).parameters
     values = {name: jitter.get(name, defaults[name].default) for name in ('noise', 'noise_wh', 'min_iou')}
     noise = [values['noise'], values['noise_wh'] or values['noise']]
-    if any(start != end for start, end in noise):
-        return True
-    start, end = values['min_iou']
-    return start != end and any(size != 0 for size, _ in noise)
+    try:
+        if any(start != end for start, end in noise):
+            return True
+        start, end = values['min_iou']
+        return start != end and any(size != 0 for size, _ in noise)
+    except (TypeError, ValueError):  # no pairs, which the constructor refuses
+        return False
 
 
 def _as_code(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config, ConfigDict
 
-from ccop_mm.preflight.arguments import type_name
+from ccop_mm.preflight.arguments import closest, type_name
 from ccop_mm.preflight.class_checks import check_categories, check_heads, check_splits_agree, read_classes
 from ccop_mm.preflight.coco_table import CocoTable, paused_garbage_collection
 from ccop_mm.preflight.findings import Report
@@ -18,10 +18,14 @@ from ccop_mm.preflight.keypoint_checks import check_flip_pairs, check_keypoint_h
 from ccop_mm.preflight.resume import proposal_file
 from ccop_mm.preflight.splits import Split, find_evaluators, find_splits
 from ccop_mm.preflight.summary import count, describe_model, describe_schedule, total, used_images
+from ccop_mm.preflight.voc_checks import check_voc
 from ccop_mm.utils.coco_json import read_json
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.run_config import iterate_datasets
 from ccop_mm.utils.text import format_truncated
+
+#: Values of ``metric`` of mmdet's ``CocoMetric``.
+COCO_METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')
 
 
 def check_training_data(cfg: Config, report: Report) -> None:
@@ -105,6 +109,7 @@ def _check_data(cfg: Config, parts: Sequence[str], report: Report) -> int | None
         check_heads(cfg, names, key, report)
     tables = _Tables(report)
     checked: set[tuple[str, str, bool]] = set()
+    checked_voc: set[tuple[str, ...]] = set()
     numbers: list[tuple[int, int] | None] = []
     for split in splits:
         table = _read_split(split, tables, report)
@@ -115,6 +120,11 @@ def _check_data(cfg: Config, parts: Sequence[str], report: Report) -> int | None
             if (table.path, root, orients) not in checked:
                 checked.add((table.path, root, orients))
                 check_images(table, root, split.pipeline, split.key, report)
+        elif split.reads_voc_xml and not split.is_remote and split.key in classes:
+            files = (split.annotation_file, *split.voc_folders)
+            if files not in checked_voc:
+                checked_voc.add(files)
+                check_voc(split, classes[split.key], report)
         if split.part == parts[0]:
             numbers.append(described)
     for part in parts:
@@ -165,6 +175,10 @@ def _check_split(
         check_keypoints(table, used, classes, skeleton, split.key, report)
         check_keypoint_head(cfg.get('model') or {}, skeleton, split.key, report)
     kept = used_images(table, used, split)
+    if split.part == 'train' and not kept.any() and used.any():
+        limits = {key: split.config[key] for key in ('filter_cfg', 'indices') if split.config.get(key) is not None}
+        what = f'no image of {table.path} is left after {", ".join(f"{key}={value}" for key, value in limits.items())}'
+        report.error(split.key, what, 'change these settings')
     num_images, num_boxes = int(kept.sum()), int(np.count_nonzero(kept[table.image_rows[used]]))
     return num_images * split.repeats, num_boxes * split.repeats
 
@@ -190,9 +204,22 @@ def _check_evaluator(
             f'set {key}.use_mp_eval=False, or number the annotations from 1',
         )
     metrics = evaluator.get('metric', 'bbox')
-    if 'segm' in ([metrics] if isinstance(metrics, str) else metrics):
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    for metric in metrics:
+        if type_name(evaluator) == 'CocoMetric' and metric not in COCO_METRICS:
+            nearest = closest(str(metric), COCO_METRICS)
+            fix = f'did you mean {nearest!r}' if nearest else f'use any of {", ".join(COCO_METRICS)}'
+            report.error(f'{key}.metric', f'{metric!r} is unknown', fix)
+    if 'segm' in metrics:
         used = table.rows_of_classes(names) & (table.image_rows >= 0)
         check_segmentations(table, used, f"'segm' in {key}.metric", report)
+    for split in readable:
+        if split.config.get('indices') is not None:
+            report.warning(
+                f'{split.key}.indices',
+                f'only some images of {path} are tested, while {key} counts the objects of all others as missed',
+                'write these images to a json of their own, for example with tools/misc/coco_subset.py',
+            )
     if any(dataset is table for dataset in datasets):
         return
     check_categories(table, names, readable[0], report)

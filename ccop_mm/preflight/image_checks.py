@@ -1,4 +1,4 @@
-"""Checks that the images of a COCO json exist, and that the headers of a sample agree with the json."""
+"""Checks that the images of an annotation file exist, and that the headers of a sample agree with it."""
 
 import os
 import re
@@ -74,16 +74,28 @@ def check_images(table: CocoTable, root: str, pipeline: Sequence[Mapping[str, An
     """
     listings = FolderListings()
     missing = find_missing(table.file_names, root, listings)
-    if missing:
-        too_many = len(missing) > max(1, MAX_MISSING_FRACTION * table.num_images) or len(missing) == table.num_images
-        add = report.error if too_many else report.warning
-        add(
-            root,
-            f'{len(missing):,} of the {table.num_images:,} images of {table.path} do not exist: '
-            f'{format_truncated(missing, 3)}',
-            explain_missing(missing, root, listings) or f'add them, or correct {key}.data_root and data_prefix.img',
-        )
+    fix = explain_missing(missing, root, listings) if missing else None
+    fix = fix or f'add them, or correct {key}.data_root and data_prefix.img'
+    report_missing(missing, table.num_images, root, table.path, fix, report)
     check_headers(table, root, set(missing), applies_orientation(pipeline), report)
+
+
+def report_missing(missing: Sequence[str], total: int, root: str, path: str, fix: str, report: Report) -> None:
+    """Reports missing images: an error if they are many.
+
+    Args:
+        missing (Sequence[str]): File names of the missing images.
+        total (int): Number of images.
+        root (str): Folder that the file names are relative to.
+        path (str): File that lists the images.
+        fix (str): What to do.
+        report (Report): Receives the finding.
+    """
+    if missing:
+        too_many = len(missing) > max(1, MAX_MISSING_FRACTION * total) or len(missing) == total
+        add = report.error if too_many else report.warning
+        what = f'{len(missing):,} of the {total:,} images of {path} do not exist: {format_truncated(missing, 3)}'
+        add(root, what, fix)
 
 
 def find_missing(file_names: Sequence[str], root: str, listings: FolderListings) -> list[str]:

@@ -13,6 +13,8 @@ from ccop_mm.utils.run_config import iterate_datasets
 
 #: Modules whose datasets read a COCO json. Other subclasses of mmdet's ``CocoDataset`` may read another format.
 COCO_READERS = ('mmdet.datasets.coco', 'ccop_mm.detection.coco_keypoint_dataset')
+#: Modules whose datasets read XML files in the format of Pascal VOC.
+VOC_READERS = ('mmdet.datasets.xml_style',)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,18 @@ class Split:
     @property
     def reads_coco_json(self) -> bool:
         """Whether the dataset reads a COCO json as mmdet's ``CocoDataset`` does."""
+        return self._reader in COCO_READERS
+
+    @property
+    def reads_voc_xml(self) -> bool:
+        """Whether the dataset reads XML files as mmdet's ``XMLDataset`` does."""
+        return self._reader in VOC_READERS
+
+    @property
+    def _reader(self) -> str | None:
+        """Module of the class that reads the annotations."""
         owner = next((kind for kind in self.dataset_class.__mro__ if 'load_data_list' in vars(kind)), None)
-        return owner is not None and owner.__module__ in COCO_READERS
+        return None if owner is None else owner.__module__
 
     @property
     def is_remote(self) -> bool:
@@ -57,6 +69,14 @@ class Split:
         """Folder of the images, or None if ``data_prefix`` does not name it."""
         prefix = (self.config.get('data_prefix') or {}).get('img')
         return self._join(prefix) if isinstance(prefix, str) else None
+
+    @property
+    def voc_folders(self) -> tuple[str, str]:
+        """Folders of the images and of the XML files of an ``XMLDataset``."""
+        root = self._join((self.config.get('data_prefix') or {}).get('sub_data_root', ''))
+        subfolders = (('img_subdir', 'JPEGImages'), ('ann_subdir', 'Annotations'))
+        images, annotations = (os.path.join(root, self.config.get(key, default)) for key, default in subfolders)
+        return images, annotations
 
     @property
     def metainfo(self) -> Mapping[str, Any]:

@@ -43,18 +43,25 @@ def describe_schedule(cfg: Config, num_images: int | None) -> str | None:
         return None
     # A step of the optimizer is meant, which accumulates the gradients of several iterations.
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    batch_size = (loader.get('batch_size') or 1) * (expected_world_size(cfg) or 1)
-    iterations = loop.get('max_iters')
-    if iterations is None:
-        if num_images is None or not loop.get('max_epochs'):
+    batch_size, epochs, iterations = loader.get('batch_size') or 1, loop.get('max_epochs'), loop.get('max_iters')
+    # Other values are reported by ccop_mm.preflight.config.check_values.
+    if not all(_is_positive(number) for number in (accumulated, batch_size, epochs or 1, iterations or 1)):
+        return None
+    batch_size *= expected_world_size(cfg) or 1
+    if not iterations:
+        if num_images is None or not epochs:
             return None
         per_epoch = num_images / batch_size
-        iterations = loop['max_epochs'] * (math.floor(per_epoch) if loader.get('drop_last') else math.ceil(per_epoch))
+        iterations = epochs * (math.floor(per_epoch) if loader.get('drop_last') else math.ceil(per_epoch))
     return f'{math.ceil(iterations / accumulated):,} steps of {batch_size * accumulated:,}'
 
 
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and number > 0
+
+
 def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
-    """Returns the images that ``filter_cfg`` leaves in a dataset, (m,) bool.
+    """Returns the images that ``filter_cfg`` and ``indices`` leave in a dataset, (m,) bool.
 
     Args:
         table (CocoTable): Content of the json.
@@ -64,7 +71,7 @@ def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
     kept = np.ones(table.num_images, dtype=bool)
     options = split.config.get('filter_cfg') or {}
     if split.config.get('test_mode'):
-        return kept
+        return _select(kept, split.config.get('indices'))
     if options.get('filter_empty_gt'):
         rows = table.image_rows[used]
         kept[:] = False
@@ -74,7 +81,22 @@ def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
         labeled = [sum(flag > 0 for flag in (table.keypoints[row] or [])[2::3]) for row in rows]
         per_image = np.bincount(table.image_rows[rows], weights=labeled, minlength=table.num_images)
         kept &= per_image >= options['min_keypoints']
-    return kept & ~(table.sizes.min(axis=1) < options.get('min_size', 0))
+    kept &= ~(table.sizes.min(axis=1) < options.get('min_size', 0))
+    return _select(kept, split.config.get('indices'))
+
+
+def _select(kept: np.ndarray, indices: int | Sequence[int] | None) -> np.ndarray:
+    """Leaves the first images, for a negative number the last ones, or those at some positions."""
+    if indices is None:
+        return kept
+    rows = np.flatnonzero(kept)
+    if isinstance(indices, int):
+        rows = rows[:indices] if indices >= 0 else rows[indices:]
+    else:
+        rows = rows[[index for index in indices if -len(rows) <= index < len(rows)]]
+    selected = np.zeros_like(kept)
+    selected[rows] = True
+    return selected
 
 
 def count(number: int, singular: str, plural: str) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,34 @@ def check_resume_weights(cfg: Config, report: Report, checkpoint: RunCheckpoint)
     optimizer = dict(_tensors(content.get('optimizer'), 'optimizer'))
     _check_finite({**state, **_prefixed(averages, 'ema_state_dict.'), **optimizer}, report, checkpoint.path)
     check_classes(cfg, 'train', checkpoint, report)
+
+
+def check_initializers(cfg: Config, report: Report) -> None:
+    """Checks that the files of the initializers exist, which mmengine opens after it has built the model.
+
+    Remote files are not checked. A resumed run does not load them.
+    """
+    for path, checkpoint in _initial_checkpoints(cfg.get('model'), 'model'):
+        if '://' not in checkpoint and not Path(checkpoint).is_file():
+            what = f'{checkpoint} does not exist'
+            report.error(path, what, 'run the training that writes it first, or set another file')
+
+
+def _initial_checkpoints(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yields config path and file of each ``init_cfg`` that loads a checkpoint, in any part of a model."""
+    if isinstance(node, Mapping):
+        single = node.get('init_cfg')
+        listed = [(f'.{number}', part) for number, part in enumerate(single)] if isinstance(single, list) else None
+        for suffix, initializer in [('', single)] if listed is None else listed:
+            checkpoint = initializer.get('checkpoint') if isinstance(initializer, Mapping) else None
+            if isinstance(checkpoint, str):
+                yield f'{path}.init_cfg{suffix}.checkpoint', checkpoint
+        for name, part in node.items():
+            if name != 'init_cfg':
+                yield from _initial_checkpoints(part, f'{path}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for number, part in enumerate(node):
+            yield from _initial_checkpoints(part, f'{path}.{number}')
 
 
 def check_load_from(cfg: Config, report: Report) -> None:

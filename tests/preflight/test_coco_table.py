@@ -1,5 +1,6 @@
 """Structure of a COCO json, and its values as arrays."""
 
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from detector_checks import annotation, check, the_line, without
 from small_detector import edit_json
 
+from ccop_mm.preflight import coco_table
 from ccop_mm.preflight.coco_table import CocoTable
 from ccop_mm.preflight.findings import Level
 
@@ -51,3 +53,38 @@ def test_other_types_are_no_numbers(value, others):
     areas = table([dict(area=value), *valid])
     assert areas.has_numeric_area.tolist() == [False] + [True] * others and np.isnan(areas.areas[0])
     assert areas.has_area[0] == (value is not None)
+
+
+@pytest.mark.parametrize(
+    ('ids', 'references'),
+    [
+        ([7, 3, 5], [5, 7, 4, 3, 9, -1, 5]),
+        (['b', 'a'], ['a', 'c', 'b']),
+        ([1, '1'], ['1', 1, 2]),
+        ([1, 2], [2.0, 1.5, 1, '1']),
+        ([2**70, 1], [1, 2**70, 2]),
+        ([1, 2], [2, 2**70]),
+        ([], [1]),
+        ([3], []),
+    ],
+    ids=str,
+)
+def test_rows_of_ids(ids, references):
+    expected = [ids.index(reference) if reference in ids else -1 for reference in references]
+    assert coco_table._RowIndex(ids).find(references).tolist() == expected
+
+
+def test_conversion_in_chunks(root, monkeypatch):
+    content = json.loads((root / 'train.json').read_text())
+    # Other types in some of the chunks only.
+    content['annotations'][3]['area'] = '5'
+    content['annotations'][7]['image_id'] = 'unknown'
+    del content['annotations'][9]['bbox']
+    tables = []
+    for size in (1, 4, 1000):
+        monkeypatch.setattr(coco_table, 'CHUNK_SIZE', size)
+        tables.append(CocoTable.from_json(content, 'x.json'))
+    assert tables[0].num_annotations == 72 and (tables[0].image_rows == -1).sum() == 1
+    for table in tables[1:]:
+        for name, value in vars(tables[0]).items():
+            np.testing.assert_array_equal(getattr(table, name), value)

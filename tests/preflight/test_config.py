@@ -8,6 +8,7 @@ import mmdet
 import pytest
 from mmengine.config import Config
 
+from ccop_mm.engine.default_hooks import add_default_hooks
 from ccop_mm.preflight import Report
 from ccop_mm.preflight import config as checks
 from ccop_mm.utils.config_file import read_config
@@ -31,6 +32,7 @@ MMDET_FAULTS = {
     'test_evaluator.eval_mode',
     'test_evaluator.type',  # MOTChallengeMetrics
     'model.neck.force_grad_on_level',  # FPN has no such argument
+    'optimizer_config',  # of mmdet 2
 }
 
 
@@ -38,6 +40,11 @@ def find(check, cfg, *args):
     report = Report()
     check(cfg, *args, report)
     return report
+
+
+def the_error(report):
+    (finding,) = report.errors
+    return finding
 
 
 def lines(findings):
@@ -78,7 +85,8 @@ def test_configs_of_mmdet_have_no_finding():
         checked += 1
         findings = [
             finding
-            for finding in find(checks.check_keys, cfg).findings
+            for check in (checks.check_keys, checks.check_values)
+            for finding in find(check, cfg).findings
             if finding.where not in MMDET_FAULTS and 'package that is not installed' not in finding.what
         ]
         assert not lines(findings), path
@@ -124,6 +132,89 @@ def test_variables_of_a_config_file_are_no_misspelt_keys(paper, key, value):
 def test_variable_that_a_key_was_copied_from_is_no_misspelt_key(paper):
     paper.custom_hook = paper.custom_hooks
     assert not find(checks.check_keys, paper).findings
+
+
+@pytest.mark.parametrize('key', checks.FORMER_KEYS)
+def test_key_of_mmdet_2(paper, key):
+    options = {key: 'x'}
+    assert checks.FORMER_KEYS[key] in the_error(find(checks.check_options, paper, options)).fix
+    paper[key] = 'x'
+    (finding,) = find(checks.check_keys, paper).warnings
+    assert finding.where == key and checks.FORMER_KEYS[key] in finding.fix
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        *[
+            (path, value)
+            for path in ('train_cfg.max_epochs', 'train_dataloader.batch_size')
+            for value in (0, -1, 1.5, float('inf'))
+        ],
+        *[('optim_wrapper.accumulative_counts', value) for value in (0, '4', True)],
+        *[('train_dataloader.num_workers', value) for value in (-1, 'two')],
+        *[('model.queue_len', value) for value in ('automatic', 0)],
+        ('auto_scale_lr.base_batch_size', 0),
+        *[('optim_wrapper.optimizer.lr', value) for value in ('fast', -0.1, float('inf'))],
+        ('param_scheduler.0.T_max', '800'),
+        ('default_hooks.checkpoint.interval', '1e'),
+        ('model.momentum', '0.99'),
+    ],
+)
+def test_value_of_another_kind(paper, path, value):
+    paper.optim_wrapper.accumulative_counts = 1
+    assert not find(checks.check_config, paper).errors
+    paper.merge_from_dict({path: value})
+    finding = the_error(find(checks.check_config, paper))
+    assert finding.where == path and repr(value) in finding.what
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        ('train_cfg.max_epochs', 12.0),
+        ('train_dataloader.num_workers', 0),
+        ('model.queue_len', 'auto'),
+        ('model.object_queue_len', None),
+        ('optim_wrapper.optimizer.lr', 1),
+        ('default_hooks.checkpoint.save_best', 'auto'),
+    ],
+)
+def test_valid_value(paper, path, value):
+    paper.merge_from_dict({path: value})
+    assert not find(checks.check_config, paper).errors
+
+
+def test_hook_as_text(detector):
+    detector.custom_hooks = ['EMAHook', dict(type='EMAHook')]
+    finding = the_error(find(checks.check_config, detector))
+    assert finding.where == 'custom_hooks.0' and finding.fix == "write dict(type='EMAHook')"
+    detector.custom_hooks = 'EMAHook'
+    finding = the_error(find(checks.check_config, detector))
+    assert finding.where == 'custom_hooks' and finding.fix == "write [dict(type='EMAHook')]"
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_probe_without_files(paper, tmp_path, listed):
+    (tmp_path / 'val.json').touch()
+    probe = dict(ann_file=str(tmp_path / 'val.json'), img_root=str(tmp_path))
+    if listed:
+        paper.custom_hooks.append(dict(type='ProbeHook', **probe))
+    else:
+        paper.probe = probe
+    node = paper.custom_hooks[-1] if listed else paper.probe
+    assert not find(checks.check_config, paper).errors
+    for name in probe:
+        node[name] = str(tmp_path / 'absent')
+        finding = the_error(find(checks.check_config, paper))
+        assert finding.where.endswith(f'.{name}') and node[name] in finding.what
+        node[name] = probe[name]
+
+
+@pytest.mark.parametrize('noise', [3, (1, 2, 3), 'large'])
+def test_noise_of_another_kind_is_left_to_the_constructor(paper, noise):
+    paper.model.box_jitter.noise = noise
+    assert not find(checks.check_curriculum, paper).errors
 
 
 @pytest.mark.parametrize(
@@ -230,6 +321,9 @@ def test_only_parts_that_a_run_builds_are_checked(detector):
         ({'load_from.path': 'x'}, 'load_from', 'None'),
         ({'model.queue_len.image': 1}, 'model.queue_len', '65536'),
         ({'load_from': dict(path='x')}, 'load_from is None', '_delete_=True'),
+        ({'max_epochs': 3}, 'max_epochs', 'train_cfg.max_epochs'),
+        ({'lr': 0.1}, 'lr', 'optim_wrapper.optimizer.lr'),
+        ({'backbone.depth': 18}, 'backbone', 'model.backbone.depth'),
     ],
 )
 def test_option_that_cannot_be_set(paper, options, where, nearest):
@@ -281,6 +375,8 @@ def test_lost_curriculum_hook(paper):
     paper.custom_hooks = [dict(type='ProbeHook', ann_file='val.json', img_root='val/', ks=(5,))]
     (finding,) = find(checks.check_curriculum, paper).errors
     assert finding.where == 'custom_hooks' and 'SpatialCurriculumHook' in finding.what
+    add_default_hooks(paper)  # as in a run
+    assert the_error(find(checks.check_curriculum, paper)) == finding
     line = finding.fix.partition('custom_hooks = ')[2]
     assert line == "[*_base_.custom_hooks, dict(type='ProbeHook', ann_file='val.json', img_root='val/', ks=(5,))]"
 

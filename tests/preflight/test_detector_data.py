@@ -66,6 +66,17 @@ def test_evaluator_reads_another_file(root):
     assert 'val_evaluator.ann_file' in line and re.search(r'\b1 images.*dataset only.*\b5\b', line)
 
 
+def test_evaluator_counts_images_that_are_not_tested(root):
+    line = the_line(check(root, **{'val_dataloader.dataset.indices': 4}), Level.WARNING)
+    assert 'val_dataloader.dataset.indices' in line and f'{root}/val.json' in line
+
+
+@pytest.mark.parametrize(('metric', 'nearest'), [('bbx', 'bbox'), (['bbox', 'seg'], 'segm'), ('keypoints', 'proposal')])
+def test_unknown_metric(root, metric, nearest):
+    line = the_line(check(root, **{'val_evaluator.metric': metric}), Level.ERROR)
+    assert 'val_evaluator.metric' in line and nearest in line
+
+
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 

@@ -48,6 +48,13 @@ def test_new_training(cfg):
     assert not any('resuming' in part for part in report.seen)
 
 
+def test_initial_weights_are_needed_by_a_new_training_only(cfg, save):
+    cfg.model = dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='absent.pth'))
+    (finding,) = check_training(cfg).errors
+    assert finding.where == 'model.init_cfg.checkpoint' and 'absent.pth' in finding.what
+    assert not any('absent.pth' in finding.what for finding in check_training(cfg, save()).findings)
+
+
 def test_resumed_training_reads_its_checkpoint_once(cfg, save, reads):
     path = save()
     cfg.update(resume=True, load_from=path)

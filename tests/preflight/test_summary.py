@@ -1,11 +1,12 @@
 """Number of images, boxes and steps in the last line of a report."""
 
 import pytest
-from detector_checks import check, check_training
+from detector_checks import check, check_training, the_line
 from mmdet.models import ResNet
 from mmengine.config import Config
 from small_detector import detector_config, edit_json
 
+from ccop_mm.preflight.findings import Level
 from ccop_mm.preflight.summary import describe_model
 
 
@@ -39,3 +40,18 @@ def test_model_is_described(neck, text):
 def test_images_that_mmdet_filters_are_not_counted(root):
     edit_json(root / 'train.json', lambda content: content['annotations'].__delitem__(slice(3, 9)))
     assert check(root).seen[0] == '22 images'
+
+
+@pytest.mark.parametrize(('indices', 'number'), [(5, 5), (-3, 3), ([0, 7, 7, 99], 2), (100, 24)])
+def test_indices_limit_the_images(root, indices, number):
+    report = check(root, **{'train_dataloader.dataset.indices': indices})
+    assert report.seen[0] == f'{number} images' and report.seen[2] == f'{3 * number} boxes'
+
+
+@pytest.mark.parametrize('options', [dict(indices=0), dict(filter_cfg=dict(min_size=1000))], ids=str)
+def test_no_image_is_left(root, options):
+    cfg = detector_config(root)
+    cfg.train_dataloader.dataset.update(options)
+    line = the_line(check_training(cfg), Level.ERROR)
+    (key,) = options
+    assert 'train_dataloader.dataset' in line and f'{key}=' in line

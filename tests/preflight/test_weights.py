@@ -24,6 +24,7 @@ from ccop_mm.preflight.checkpoint import read_checkpoint
 from ccop_mm.preflight.findings import Level, Report
 from ccop_mm.preflight.weights import (
     build_for_comparison,
+    check_initializers,
     check_load_from,
     check_model_fits,
     check_resume_weights,
@@ -232,6 +233,33 @@ def test_averages_and_optimizer_that_are_not_finite_are_not_resumed(states, save
     (finding,) = findings_of_training(small(), path).errors
     assert 'optimizer.state.4.momentum_buffer' in finding.what
     assert not findings_of_training(small(load_from=path)).findings  # reads neither
+
+
+@pytest.mark.parametrize(
+    ('part', 'path'),
+    [
+        ('model', 'model.init_cfg.checkpoint'),
+        ('backbone', 'model.backbone.init_cfg.checkpoint'),
+        ('list', 'model.backbone.init_cfg.1.checkpoint'),
+    ],
+)
+def test_file_of_an_initializer_that_does_not_exist(tmp_path, part, path):
+    cfg = small()
+    cfg.model.init_cfg = None
+    initializer = dict(type='Pretrained', checkpoint=str(tmp_path / 'absent.pth'))
+    if part == 'model':
+        cfg.model.init_cfg = initializer
+    else:
+        cfg.model.backbone.init_cfg = initializer if part == 'backbone' else [dict(type='Normal'), initializer]
+    report = Report()
+    check_initializers(cfg, report)
+    (finding,) = report.errors
+    assert finding.where == path and f'{tmp_path}/absent.pth' in finding.what
+    (tmp_path / 'absent.pth').touch()
+    cfg.model.neck.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')
+    report = Report()
+    check_initializers(cfg, report)
+    assert not report.findings
 
 
 # load_from

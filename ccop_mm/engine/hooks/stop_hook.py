@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -33,6 +34,9 @@ from ccop_mm.engine.hooks.checkpoint_hook import SAFE_BACKEND, write_pointer
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 #: Key of the message hub under which the checkpoint describes how the run was stopped.
 STOPPED = 'stopped'
+
+#: Interval in seconds at which a worker checks that its parent process is alive.
+PARENT_CHECK_SECONDS = 5
 
 #: Linux: option of ``prctl`` for the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
@@ -274,6 +278,8 @@ def resume_command(argv: Sequence[str]) -> str:
         skip = word == '--resume'
         if word not in ('--resume', '--overwrite') and not word.startswith('--resume='):
             words.append(word)
+    if words and Path(words[0]).name == 'pretrain.py':
+        return 'repeat the command'  # resumes by itself
     if not words or Path(words[0]).name != 'train.py' or get_world_size() > 1:
         return 'repeat the command with --resume'
     return shlex.join(['python', *words, '--resume'])
@@ -334,6 +340,9 @@ def _blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
 class _ShieldedWorker:
     """Initializes a worker that ignores signals except SIGTERM of its parent, which shuts it down.
 
+    The worker also ends if its parent was killed. torch's workers do not if this happens while they start, or if the
+    pipe of their results is full: they wait until somebody reads it, and hold the reading end open themselves.
+
     Args:
         initialize (Callable, optional): Function to call afterwards with the number of the worker.
     """
@@ -343,12 +352,17 @@ class _ShieldedWorker:
 
     def __call__(self, worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=self._wait, args=(os.getppid(),), daemon=True).start()
+        number, parent = os.getppid(), multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # killed before its number was read
+            os._exit(0)
+        threading.Thread(target=self._wait, args=(number,), daemon=True).start()
         if self.initialize is not None:
             self.initialize(worker)
 
     @staticmethod
     def _wait(parent: int) -> None:
-        while True:
-            if signal.sigwaitinfo([signal.SIGTERM]).si_pid == parent:
-                os._exit(0)
+        while os.getppid() == parent:
+            received = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK_SECONDS)
+            if received is not None and received.si_pid == parent:
+                break
+        os._exit(0)

@@ -152,6 +152,28 @@ def test_regular_checkpoint_within_an_epoch_is_resumed_within_it(pretraining, mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('at', [6, 8], ids=['within an epoch', 'at its last iteration'])
+def test_longer_training_continues_a_stopped_one_with_the_values_of_an_uninterrupted_one(
+    pretraining, monkeypatch, tmp_path, at
+):
+    def longer(work_dir):
+        cfg = pretraining(work_dir, **{'train_cfg.max_epochs': 5})
+        cfg.param_scheduler[0].T_max = 5
+        cfg.param_scheduler[1].gamma = 0.7
+        return cfg
+
+    assert train(longer('uninterrupted'), monkeypatch) == 0
+    assert train(pretraining('work'), monkeypatch, f'SIGTERM@{at}') == 143
+    assert train(longer('work'), monkeypatch, resume=True) == 0
+    found, expected = ([step['logged'] for step in steps(tmp_path / name)] for name in ('work', 'uninterrupted'))
+    assert len(found) == len(expected) == 20 and expected[0].keys() >= {'train/lr', 'train/zeta'}
+    assert found[:at] != expected[:at] and found[at:] == expected[at:]
+    states = [torch.load(tmp_path / name / 'epoch_5.pth', weights_only=True) for name in ('work', 'uninterrupted')]
+    for scheduler, other in zip(*(state['param_schedulers'] for state in states), strict=True):
+        assert scheduler == other
+
+
+@pytest.mark.slow
 def test_handlers_are_restored(pretraining, monkeypatch):
     original = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     short = {'train_cfg.max_epochs': 1}
@@ -175,6 +197,10 @@ def test_handlers_are_restored(pretraining, monkeypatch):
 )
 def test_resume_command(argv, command):
     assert resume_command(argv) == command
+
+
+def test_resume_command_of_a_tool_that_resumes_by_itself():
+    assert resume_command(['tools/pretrain.py', 'detector.py', 'images']) == 'repeat the command'
 
 
 def test_resume_command_of_other_programs():
@@ -216,6 +242,47 @@ def test_signal_to_all_processes_of_a_run_with_workers(pretraining, tmp_path, na
     assert 'Traceback' not in finish_code[1] and line.endswith(f'train.py {tmp_path}/config.py --resume')
     assert not processes_with(str(process.pid))
     assert not list((tmp_path / 'work').glob('.*.tmp'))
+
+
+KILLED_PARENT = """
+import os, signal, sys, time
+from torch.utils.data import DataLoader
+from ccop_mm.engine.hooks import stop_hook
+
+class Texts:
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return 'a' * 10**6  # more than a pipe can contain
+
+class SlowStart(stop_hook._ShieldedWorker):
+    def __call__(self, worker):
+        time.sleep(2)
+        super().__call__(worker)
+
+moment = sys.argv[1]
+if moment == 'starting':
+    stop_hook._ShieldedWorker = SlowStart
+loader = DataLoader(Texts(), batch_size=2, num_workers=1, prefetch_factor=4)
+stop_hook._shield_workers(loader)
+batches = iter(loader)
+if moment == 'writing':
+    next(batches)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment', ['starting', 'writing'])
+def test_workers_end_if_their_parent_is_killed(tmp_path, moment):
+    (tmp_path / 'parent.py').write_text(KILLED_PARENT)
+    command = [sys.executable, str(tmp_path / 'parent.py'), moment]
+    assert subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(ROOT)}).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while running := processes_with(command[1]):
+        assert time.monotonic() < deadline, running
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
@@ -380,6 +447,25 @@ def test_transfer_resumes_without_loading_earlier_batches(transfer, tmp_path, mo
         loaded = len((tmp_path / 'loaded').read_text().splitlines())
         assert 2 * (8 - completed) <= loaded <= 2 * (8 - completed + prefetched)
         assert_equal_states(*(final_state(path / 'iter_8.pth') for path in (work_dir, tmp_path / 'uninterrupted')))
+
+
+@pytest.mark.slow
+def test_all_processes_stop_during_validation_if_one_gets_the_signal(transfer, tmp_path, free_port):
+    for name in ('uninterrupted', 'work'):
+        transfer(name).dump(tmp_path / f'{name}.py')
+    done = [finish(process) for process in start_ranks(tmp_path / 'uninterrupted.py', free_port, send='SIGTERM@never')]
+    assert [code for code, _ in done] == [0, 0], done[0][1][-3000:]
+    done = [finish(process) for process in start_ranks(tmp_path / 'work.py', free_port, send='SIGTERM@val4:1')]
+    assert [code for code, _ in done] == [143, 143], done[0][1][-3000:]
+    assert sum('iter_4.pth' in output for _, output in done) == 1
+    assert len(steps(tmp_path / 'work')) == 4 and not (tmp_path / 'work' / 'validations.jsonl').exists()
+    done = [finish(process) for process in start_ranks(tmp_path / 'work.py', free_port)]
+    assert [code for code, _ in done] == [0, 0], done[0][1][-3000:]
+    for rank in range(2):
+        assert steps(tmp_path / 'work', rank) == steps(tmp_path / 'uninterrupted', rank)
+    validations = [read_lines(tmp_path / name / 'validations.jsonl') for name in ('work', 'uninterrupted')]
+    assert validations[0] == validations[1] and len(validations[0]) == 4  # two by each process
+    assert_equal_states(*(final_state(tmp_path / name / 'iter_8.pth') for name in ('work', 'uninterrupted')))
 
 
 # Full disk.
