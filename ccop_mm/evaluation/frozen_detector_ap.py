@@ -53,14 +53,8 @@ def box_ap(
             coco.dataset = dict(
                 images=[dict(id=image_id) for image_id in sorted(chosen)],
                 categories=[dict(id=category_id) for category_id in classes],
-                # Copies, with ids of their own: an id may be missing, and results have none.
-                annotations=[
-                    {**entry, 'id': number, 'bbox': [float(value) for value in entry['bbox']]}
-                    for number, entry in enumerate(entries, 1)
-                ],
+                annotations=[_complete(entry, number) for number, entry in enumerate(entries, 1)],
             )
-        for entry in found.dataset['annotations']:
-            entry.update(area=entry['bbox'][2] * entry['bbox'][3], iscrowd=0)
         truth.createIndex()
         found.createIndex()
         evaluation = COCOeval(truth, found, 'bbox')
@@ -69,3 +63,10 @@ def box_ap(
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(value) for name, value in zip(METRICS, evaluation.stats[: len(METRICS)], strict=True)}
+
+
+def _complete(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Copies an annotation or detection with an id of its own and the fields that pycocotools requires."""
+    box = [float(value) for value in entry['bbox']]
+    defaults = dict(area=box[2] * box[3], iscrowd=0)  # both may be missing in a json, and are in results
+    return {**defaults, **entry, 'id': number, 'bbox': box}
