@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from study_methods import METHODS
 
 from ccop_mm.evaluation import PointingResult, read_pointing_result
+from ccop_mm.evaluation.frozen_detector_report import mean_interval
 from ccop_mm.utils.file_io import atomic_write
 from ccop_mm.visualization import save_figure
 from ccop_mm.visualization.palette import WIDTH
@@ -33,6 +34,8 @@ class RunResult:
         cost (dict): ``epochs``, ``steps`` and ``step_s`` (seconds per step) of the pre-training; empty without
             pre-training. MoCo v2 also has ``config``, the name of its config, and ``mocov2-time`` has ``ratio``, the
             time of a CCOP step divided by that of a MoCo v2 step.
+        frozen (dict[int, dict[str, Path]]): Percentage of the labels -> ``'backbone'`` or ``'neck'`` -> output of
+            tools/analysis_tools/frozen_detector.py.
         ap (dict[int, Path]): Percentage of the labels -> output of tools/test.py.
     """
 
@@ -41,13 +44,16 @@ class RunResult:
     pointing: Path
     knn: dict[str, Path]
     cost: dict = field(default_factory=dict)
+    frozen: dict[int, dict[str, Path]] = field(default_factory=dict)
     ap: dict[int, Path] = field(default_factory=dict)
 
 
 def write_report(out: Path, results: list[RunResult]) -> str:
     """Writes results.md, results.png and results.svg to ``out``; returns the text of results.md."""
-    tables = [pointing_table(results), difference_table(results), knn_table(results), ap_table(results)]
-    text = '\n\n'.join(tables).rstrip() + '\n'
+    tables = [pointing_table(results), difference_table(results), knn_table(results)]
+    tables += [frozen_table(results, features) for features in ('backbone', 'neck')]
+    tables.append(ap_table(results))
+    text = '\n\n'.join(table for table in tables if table) + '\n'
     with atomic_write(out / 'results.md', 'w') as file:
         file.write(text)
     figure = plot_pointing({method: result.report() for method, result in pool_seeds(results).items()})
@@ -149,6 +155,55 @@ def knn_table(results: list[RunResult]) -> str:
     return '\n'.join(lines)
 
 
+def frozen_table(results: list[RunResult], features: str) -> str:
+    """Formats the frozen-detector probe, and CCOP minus the other methods paired by seed; empty without results.
+
+    Args:
+        results (list[RunResult]): Results of all runs.
+        features (str): ``'backbone'`` or ``'neck'``.
+    """
+    reports: dict[tuple[int, str], dict[int, dict]] = {}  # (percentage, method) -> seed -> report
+    for result in results:
+        for percent, paths in result.frozen.items():
+            if features in paths:
+                reports.setdefault((percent, result.method), {})[result.seed] = _read_json(paths[features])
+    if not reports:
+        return ''
+    first = next(iter(next(iter(reports.values())).values()))
+    columns = [(task, metric) for task in first['metrics'] for metric in ('AP', 'AP50', 'AP75')]
+    lines = [
+        f'Frozen detector on the {features} ({", ".join(first["settings"]["levels"])}), AP in %: all boxes as one '
+        'class ("objects"), mean of the classes ("classes"); with several seeds: mean and its 95 % interval',
+        '',
+        f'| labels | method | {" | ".join(f"{task} {metric}" for task, metric in columns)} |',
+        f'|---|---|{"---|" * len(columns)}',
+    ]
+    order = [(percent, method) for percent in sorted({key[0] for key in reports}) for method in METHODS]
+    for percent, method in (key for key in order if key in reports):
+        values = _frozen_values(reports[percent, method], columns)
+        cells = [_format_interval(list(values[column].values())) for column in columns]
+        lines.append(f'| {percent} % | {METHODS[method].title} | {" | ".join(cells)} |')
+    for percent, method in (key for key in order if key in reports and key[1] != 'ccop'):
+        ccop = _frozen_values(reports.get((percent, 'ccop'), {}), columns)
+        other = _frozen_values(reports[percent, method], columns)
+        gains = {
+            column: [ccop[column][seed] - value for seed, value in other[column].items() if seed in ccop[column]]
+            for column in columns
+        }
+        if all(gains.values()):
+            cells = [_format_interval(gains[column], sign='+') for column in columns]
+            lines.append(f'| {percent} % | CCOP minus {METHODS[method].title} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _frozen_values(reports: dict[int, dict], columns: list[tuple[str, str]]) -> dict[tuple[str, str], dict[int, float]]:
+    """Returns (task, metric) -> seed -> value of the reports of one method."""
+    return {
+        (task, metric): {seed: report['metrics'][task][metric][0] for seed, report in reports.items()}
+        for task, metric in columns
+    }
+
+
 def ap_table(results: list[RunResult]) -> str:
     """Formats box AP and AP50 by percentage of the labels; empty without fine-tuning."""
     percentages = sorted({percent for result in results for percent in result.ap})
@@ -228,6 +283,13 @@ def _format_percent(values: list[float]) -> str:
         return '-'
     text = f'{100 * statistics.mean(values):.1f}'
     return text if len(values) == 1 else f'{text} +- {100 * statistics.stdev(values):.1f}'
+
+
+def _format_interval(values: list[float], sign: str = '') -> str:
+    """Formats the mean in %, and with several values its 95 % interval by Student's t."""
+    mean, half_width = mean_interval(values)
+    text = f'{100 * mean:{sign}.1f}'
+    return text if half_width is None else f'{text} ± {100 * half_width:.1f}'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -38,9 +38,12 @@ class Study:
         epochs (int, optional): Pre-training epochs of CCOP; the setting's by default.
         device (str): Device of the probes.
         moco (Path, optional): Config of MoCo v2; the setting's by default.
+        ccop (Path, optional): Config of CCOP, also of random weights; the setting's by default.
+        anneal (bool, optional): Whether the learning rate is annealed to 0 after the warm-up of the config, if it has
+            one; the setting's by default.
 
     Raises:
-        InputError: The dataset is incomplete, the MoCo v2 config is not comparable with CCOP's, or the output folder
+        InputError: The dataset is incomplete, a config is not comparable with the setting's, or the output folder
             belongs to another study or is in use.
     """
 
@@ -52,10 +55,14 @@ class Study:
         epochs: int | None = None,
         device: str = 'cpu',
         moco: Path | None = None,
+        ccop: Path | None = None,
+        anneal: bool | None = None,
     ) -> None:
         self.data, self.out, self.name, self.device = data.resolve(), out.absolute(), name, device
         self.moco = moco.resolve() if moco else CONFIGS / f'mocov2_{name}.py'
+        self.ccop = ccop.resolve() if ccop else CONFIGS / f'ccop_{name}.py'
         self.setting = SETTINGS[name]
+        self.anneal = self.setting.anneal if anneal is None else anneal
         self.epochs = epochs or self.setting.epochs
         for path in ('annotations/train.json', 'annotations/val.json', 'train', 'val'):
             if not (self.data / path).exists():
@@ -63,22 +70,24 @@ class Study:
                     f'{self.data / path} does not exist; DATA must contain annotations/train.json, '
                     'annotations/val.json, train/ and val/'
                 )
-        if moco:
-            self._check_moco()
+        for option, path, model in (('--moco', moco, 'MoCo'), ('--ccop', ccop, 'CCOP')):
+            if path:
+                self._check_config(option, path.resolve(), model)
         self._annotations = json.loads((self.data / 'annotations/train.json').read_text(encoding='utf-8'))
         self._lock_folder()
         self.num_images = len(self._annotations['images'])
 
-    def _check_moco(self) -> None:
-        """Rejects a MoCo v2 config with another backbone or dataloader than CCOP's, as epochs would not compare."""
-        moco, ccop = read_config(self.moco), Config.fromfile(self.base_config('ccop'))
-        if moco.get('model', {}).get('type') != 'MoCo':
-            raise InputError(f"--moco {self.moco}: model.type is not 'MoCo'")
-        backbones = [dict(config.model.backbone, out_indices=None) for config in (moco, ccop)]
-        if backbones[0] != backbones[1] or moco.train_dataloader != ccop.train_dataloader:
+    def _check_config(self, option: str, path: Path, model: str) -> None:
+        """Rejects a config whose model, backbone or dataloader differ from the setting's: epochs would not compare."""
+        config, standard = read_config(path), Config.fromfile(CONFIGS / f'ccop_{self.name}.py')
+        if config.get('model', {}).get('type') != model:
+            raise InputError(f"{option} {path}: model.type is not '{model}'")
+        backbones = [dict(each.model.backbone, out_indices=None) for each in (config, standard)]
+        if backbones[0] != backbones[1] or config.train_dataloader != standard.train_dataloader:
+            base = CONFIGS / f'{"ccop" if model == "CCOP" else "mocov2"}_{self.name}.py'
             raise InputError(
-                f'--moco {self.moco}: backbone and train_dataloader must equal those of {self.base_config("ccop")}; '
-                f"use _base_ = ['{CONFIGS / f'mocov2_{self.name}.py'}']"
+                f'{option} {path}: backbone and train_dataloader must equal those of {CONFIGS}/ccop_{self.name}.py; '
+                f"use _base_ = ['{base}']"
             )
 
     def _lock_folder(self) -> None:
@@ -96,6 +105,8 @@ class Study:
             setting=self.name,
             epochs=self.epochs,
             moco=str(self.moco),
+            ccop=str(self.ccop),
+            anneal=self.anneal,
             configs=hashlib.sha256(configs.encode()).hexdigest(),
         )
         file = self.out / 'study.json'
@@ -127,7 +138,9 @@ class Study:
         path = self.out / 'data' / f'train_{count}_{f"labeled_{seed}" if labeled else "unlabeled"}.json'
         if not path.exists():
             images = sorted(self._annotations['images'], key=lambda image: image['id'])
-            sampled = random.Random(seed).sample(images, count)
+            sampled = random.Random(seed).sample(images, len(images))[
+                :count
+            ]  # a smaller subset is part of a larger one
             annotations = self._annotations['annotations'] if labeled else []
             content = {'images': images, 'annotations': annotations, 'categories': self._annotations['categories']}
             write_subset(content, path, {image['id'] for image in sampled})
@@ -147,7 +160,7 @@ class Study:
 
     def base_config(self, method: str) -> Path:
         """Returns the config of a method without data, schedule and seed."""
-        return self.moco if method.startswith('mocov2') else CONFIGS / f'ccop_{self.name}.py'
+        return self.moco if method.startswith('mocov2') else self.ccop
 
     def run_config(self, method: str, seed: int) -> Path:
         """Returns the config of a run, which :meth:`pretrain` writes; random weights have the base config."""
@@ -166,7 +179,7 @@ class Study:
             epochs = math.ceil(self.epochs * self.step_ratio())  # rounded up, in favor of MoCo v2
             schedule = Config.fromfile(self.base_config(method)).param_scheduler
             # If the schedule does not depend on the number of epochs, the shorter run is the start of the longer one.
-            fixed_schedule = not self.setting.anneal and all('end' in part for part in schedule)
+            fixed_schedule = not self.anneal and all('end' in part for part in schedule)
             if fixed_schedule and epochs > self.epochs:
                 first_part = [self.pretrain('mocov2', seed)]
         work_dir = self.out / f'{method}-{seed}'
@@ -203,9 +216,13 @@ class Study:
             'default_hooks': dict(checkpoint=dict(interval=max(1, epochs // 5))),
             'randomness': dict(seed=seed),
         }
-        if self.setting.anneal:
-            cosine = dict(type='CosineAnnealingLR', T_max=epochs, eta_min=0.0, by_epoch=True)
-            settings['param_scheduler'] = [dict(cosine, convert_to_iter_based=True)]
+        if self.anneal:
+            warmup = [part for part in base.param_scheduler if part.get('end') and not part.get('by_epoch', True)]
+            begin, end = max((part['end'] for part in warmup), default=0), epochs * (self.num_images // batch_size)
+            cosine = dict(
+                type='CosineAnnealingLR', by_epoch=False, begin=begin, end=end, T_max=end - begin, eta_min=0.0
+            )
+            settings['param_scheduler'] = [*map(dict, warmup), cosine]
         if method.startswith('mocov2'):
             settings['model'] = dict(queue_len=suggest_moco_length(self.num_images, batch_size))
         elif method in ABLATIONS:
@@ -254,6 +271,30 @@ class Study:
                 cost['ratio'] = self.step_ratio()
         return RunResult(method, seed, pointing, knn, cost)
 
+    def freeze(self, method: str, seed: int, percent: int) -> dict[str, Path]:
+        """Measures the frozen-detector probe with ``percent`` % of the labels.
+
+        Returns:
+            dict[str, Path]: ``'backbone'`` and, unless the method has none, ``'neck'`` -> output of the probe.
+        """
+        checkpoint = self.pretrain(method, seed)
+        model = [self.run_config(method, seed), *([checkpoint] if checkpoint else [])]
+        data = ['--train-annotations', self.labels(percent, seed), '--train-images', self.data / 'train']
+        data += ['--annotations', self.data / 'annotations/val.json', '--images', self.data / 'val']
+        results = {}
+        for features in ('backbone',) if method.startswith('mocov2') else ('backbone', 'neck'):
+            output = self.out / f'{method}-{seed}' / f'frozen_{features}_{percent}.json'
+            options = ['--size', self.setting.frozen_size, '--features', features, '--seeds', seed]
+            command = ['tools/analysis_tools/frozen_detector.py', *model, *data, *options, '--device', self.device]
+            title = f'frozen detector on the {features}: {method}, seed {seed}, {percent} % of the labels'
+            self.run_tool(title, output, *command, '--json', output)
+            results[features] = output
+        return results
+
+    def labels(self, percent: int, seed: int) -> Path:
+        """Returns the annotation file with ``percent`` % of the training images, at least one."""
+        return self.subset(max(1, round(len(self._annotations['images']) * percent / 100)), seed, labeled=True)
+
     def detect(self, method: str, seed: int, percent: int) -> Path:
         """Fine-tunes and tests Faster R-CNN on ``percent`` % of the labels; returns the file with its metrics."""
         name, config = f'{method}-{seed}-ap{percent}', self.detector_config(method, seed, percent)
@@ -269,8 +310,7 @@ class Study:
 
     def detector_config(self, method: str, seed: int, percent: int) -> Path:
         """Writes the config of a fine-tuning run on ``percent`` % of the labels."""
-        count = round(len(self._annotations['images']) * percent / 100)
-        train, val = self.subset(count, seed, labeled=True), self.data / 'annotations/val.json'
+        train, val = self.labels(percent, seed), self.data / 'annotations/val.json'
         classes = tuple(category['name'] for category in self._annotations['categories'])
         common = dict(data_root='', metainfo=dict(classes=classes))
         train_data = dict(**common, ann_file=str(train), data_prefix=dict(img=f'{self.data / "train"}/'))

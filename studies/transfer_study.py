@@ -26,6 +26,9 @@ from study_settings import SETTINGS
 
 from ccop_mm.utils.errors import InputError, exit_on_input_error
 
+#: Percentages of the labels.
+SHARES = (1, 5, 10, 100)
+
 
 def probe_all(study: Study, methods: list[str], seeds: list[int], jobs: int) -> list[RunResult]:
     """Probes every method with every seed, ``jobs`` runs in parallel; returns the results by seed, then method."""
@@ -87,6 +90,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--seeds', type=int, nargs='+', default=[0], help='random seeds; every method runs with each (default: 0)'
     )
     parser.add_argument(
+        '--frozen',
+        type=int,
+        nargs='*',
+        choices=SHARES,
+        default=[],
+        help='measure the frozen-detector probe with these percentages of the labels (default: none)',
+    )
+    parser.add_argument(
         '--labels',
         type=int,
         nargs='*',
@@ -98,8 +109,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--moco',
         type=Path,
-        help="config of MoCo v2 (default: the setting's, which uses the recipe of CCOP); the full setting replaces its "
-        'schedule',
+        help="config of MoCo v2 (default: the setting's, which uses the recipe of CCOP)",
+    )
+    parser.add_argument('--ccop', type=Path, help="config of CCOP (default: the setting's)")
+    parser.add_argument(
+        '--anneal',
+        action=argparse.BooleanOptionalAction,
+        help='anneal the learning rates to 0, after the warm-up of the config if it has one (default: as the setting)',
     )
     parser.add_argument(
         '--jobs', type=int, default=1, help='number of parallel runs, which share the cores (default: %(default)s)'
@@ -119,10 +135,17 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f'--jobs must be at least 1, got {args.jobs}')
     if args.jobs > 1:
         os.environ.setdefault('OMP_NUM_THREADS', str(max(1, torch.get_num_threads() // args.jobs)))
-    study = Study(args.data, args.out, args.setting, args.epochs, args.device, args.moco)
+    study = Study(args.data, args.out, args.setting, args.epochs, args.device, args.moco, args.ccop, args.anneal)
     methods = [method for method in METHODS if method in args.methods]
     results = probe_all(study, methods, args.seeds, args.jobs)
     table = write_report(study.out, results)  # fine-tuning takes much longer: report the probes first
+
+    def freeze(result: RunResult) -> tuple[RunResult, dict[int, dict[str, Path]]]:
+        return result, {percent: study.freeze(result.method, result.seed, percent) for percent in args.frozen}
+
+    for result, frozen in run_parallel(freeze, results if args.frozen else [], args.jobs):
+        result.frozen = frozen
+        table = write_report(study.out, results)
 
     def detect(result: RunResult) -> tuple[RunResult, dict[int, Path]]:
         return result, {percent: study.detect(result.method, result.seed, percent) for percent in args.labels}

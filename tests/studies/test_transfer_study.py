@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 from mmselfsup.registry import MODELS
 from torch import nn
 
@@ -72,6 +74,10 @@ def test_subsets(study, data, tmp_path):
     assert [box['image_id'] for box in labeled['annotations']] == [image['id'] for image in labeled['images']]
     assert len(labeled['images']) == 30
     assert json.loads(small.subset(30, 1, labeled=True).read_text())['images'] != labeled['images']
+    ids = [
+        {image['id'] for image in json.loads(small.labels(share, 0).read_text())['images']} for share in (1, 10, 100)
+    ]
+    assert ids[0] < ids[1] < ids[2] and list(map(len, ids)) == [1, 8, 80]
 
 
 def test_every_method_trains_on_the_same_images_and_views(study, data, tmp_path):
@@ -218,6 +224,16 @@ def test_incomparable_moco_is_rejected(study, data, tmp_path, capsys, setting, t
 
 
 @pytest.mark.parametrize(
+    'name, text', [('mocov2_small.py', ''), ('ccop_small.py', 'model = dict(backbone=dict(depth=34))')]
+)
+def test_incomparable_ccop_is_rejected(study, data, tmp_path, name, text):
+    other = tmp_path / 'other.py'
+    other.write_text(f"_base_ = ['{CONFIGS / name}']\n{text}\n")
+    with pytest.raises(InputError, match=r'--ccop .*other\.py.*'):
+        study.Study(data, tmp_path / 'out', 'small', ccop=other)
+
+
+@pytest.mark.parametrize(
     'schedule, continues',
     [
         ("dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)", True),
@@ -239,13 +255,33 @@ def test_moco_continues_only_if_its_schedule_is_independent_of_the_run_length(
     assert commands == (['--resume', shorter] if continues else ['--resume'])
 
 
-def test_full_setting_anneals_until_the_end_of_the_run(study, data, tmp_path, monkeypatch):
-    full = study.Study(data, tmp_path / 'out', 'full')
+@pytest.mark.parametrize(
+    'name, ccop, anneal, warmup',
+    [('full', None, None, 0), ('small', None, True, 0), ('small', 'ccop-warmup_small.py', True, 90)],
+)
+def test_learning_rate_is_annealed_until_the_end_of_the_run(
+    study, data, tmp_path, monkeypatch, name, ccop, anneal, warmup
+):
+    instance = study.Study(data, tmp_path / 'out', name, ccop=CONFIGS / ccop if ccop else None, anneal=anneal)
     (tmp_path / 'out' / 'proposals.npz').touch()
-    full.num_images = 128  # one batch
-    monkeypatch.setattr(full, 'subset', lambda *args, **options: tmp_path / 'images.json')
-    (schedule,) = Config.fromfile(full.pretrain_config('ccop', 0, 5, {})).param_scheduler
-    assert (schedule.type, schedule.T_max, schedule.eta_min) == ('CosineAnnealingLR', 5, 0)
+    monkeypatch.setattr(instance, 'subset', lambda *args, **options: tmp_path / 'images.json')
+    config = Config.fromfile(instance.base_config('ccop'))
+    batch_size, rate = config.train_dataloader.batch_size, config.optim_wrapper.optimizer.lr
+    instance.num_images = 100 * batch_size
+    config = Config.fromfile(instance.pretrain_config('ccop', 0, 5, {}))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    schedules = [PARAM_SCHEDULERS.build({**part, 'optimizer': optimizer}) for part in config.param_scheduler]
+    rates = []
+    for _ in range(500):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+    expected = [rate * (1 + math.cos(math.pi * (n - warmup) / (500 - warmup))) / 2 for n in range(warmup, 500)]
+    assert rates[warmup:] == pytest.approx(expected, abs=1e-9)
+    assert rates[:warmup] == pytest.approx(
+        [rate * (0.02 + 0.98 * n / max(warmup - 1, 1)) for n in range(warmup)], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize('setting, continues', [('small', True), ('full', False)])
@@ -420,6 +456,80 @@ def test_every_method_but_random_bn_is_fine_tuned(study, data, tmp_path, monkeyp
     assert len(tables) == 3 and tables[-1] == [random, {}, ccop]
 
 
+def test_frozen_detector_of_every_method_and_share(study, data, tmp_path, monkeypatch):
+    small = study.Study(data, tmp_path / 'out', 'small')
+    monkeypatch.setattr(
+        study.Study, 'pretrain', lambda self, method, seed: None if method == 'random' else Path(method)
+    )
+    commands = {}
+    monkeypatch.setattr(small, 'run_tool', lambda title, output, *command: commands.setdefault(output, command))
+    results = {method: small.freeze(method, 3, 10) for method in ('random', 'mocov2', 'ccop')}
+    assert {method: set(paths) for method, paths in results.items()} == {
+        'random': {'backbone', 'neck'},
+        'mocov2': {'backbone'},
+        'ccop': {'backbone', 'neck'},
+    }
+    assert len(commands) == 5
+    command = list(map(str, commands[results['ccop']['neck']]))
+    assert command[:3] == ['tools/analysis_tools/frozen_detector.py', str(tmp_path / 'out' / 'ccop-3.py'), 'ccop']
+    options = dict(zip(command[3::2], command[4::2], strict=True))
+    assert len(json.loads(Path(options['--train-annotations']).read_text())['images']) == 8
+    expected = {'--features': 'neck', '--seeds': '3', '--size': '128', '--json': str(results['ccop']['neck'])}
+    assert options.items() >= expected.items()
+    assert str(commands[results['random']['neck']][1]) == str(CONFIGS / 'ccop_small.py')
+
+
+def test_frozen_detectors_are_reported_after_the_other_probes(study, data, tmp_path, monkeypatch):
+    results = [study.RunResult(method, 0, tmp_path, {}) for method in ('random', 'ccop')]
+    monkeypatch.setattr(study, 'probe_all', lambda *args: results)
+    monkeypatch.setattr(study.Study, 'freeze', lambda self, method, seed, share: {'backbone': Path(method, str(share))})
+    tables = []
+    monkeypatch.setattr(study, 'write_report', lambda out, all: tables.append([dict(one.frozen) for one in all]) or '')
+    study.main([str(data), '--out', str(tmp_path / 'out'), '--frozen', '10', '100'])
+    random, ccop = (
+        {share: {'backbone': Path(method, str(share))} for share in (10, 100)} for method in ('random', 'ccop')
+    )
+    assert tables == [[{}, {}], [random, {}], [random, ccop]]
+
+
+def write_frozen(path, values):
+    metrics = {task: {name: [value] for name, value in row.items()} for task, row in values.items()}
+    path.write_text(json.dumps(dict(settings=dict(levels=['C3', 'C4']), seeds=[0], metrics=metrics)))
+    return {'backbone': path}
+
+
+def test_frozen_table(study, methods, tmp_path):
+    rng, results, values = np.random.default_rng(0), [], {}
+    for method in ('random', 'ccop'):
+        for seed in (0, 1, 2):
+            row = {
+                task: dict(zip(('AP', 'AP50', 'AP75'), rng.random(3), strict=True)) for task in ('objects', 'classes')
+            }
+            values[method, seed] = row
+            result = study.RunResult(method, seed, tmp_path, {})
+            result.frozen = {10: write_frozen(tmp_path / f'{method}-{seed}.json', row)}
+            results.append(result)
+    report = sys.modules['study_report']
+    assert report.frozen_table(results, 'neck') == ''
+    table = report.frozen_table(results, 'backbone')
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines() if line.startswith('|')]
+    assert rows[0][2:] == [f'{task} {name}' for task in ('objects', 'classes') for name in ('AP', 'AP50', 'AP75')]
+    random, ccop = ([values[method, seed]['objects']['AP50'] for seed in (0, 1, 2)] for method in ('random', 'ccop'))
+    gains = np.subtract(ccop, random)
+    quantile = 4.302652729911275  # two-sided 95 % of Student's t with 2 degrees of freedom
+    for row, label, numbers, sign in (
+        (rows[2], methods.METHODS['random'].title, random, ''),
+        (rows[3], methods.METHODS['ccop'].title, ccop, ''),
+        (rows[4], f'CCOP minus {methods.METHODS["random"].title}', gains, '+'),
+    ):
+        half_width = quantile * np.std(numbers, ddof=1) / 3**0.5
+        assert row[:2] == ['10 %', label]
+        assert row[3] == f'{100 * np.mean(numbers):{sign}.1f} ± {100 * half_width:.1f}'
+    results[-1].frozen = {}  # unfinished: the difference is that of the other seeds
+    partial = report.frozen_table(results, 'backbone').splitlines()[-1].split('|')[4].strip()
+    assert partial.startswith(f'{100 * np.mean(gains[:2]):+.1f} ±')
+
+
 def test_invalid_number_of_jobs(study, data, tmp_path, capsys):
     with pytest.raises(SystemExit):
         study.main([str(data), '--out', str(tmp_path / 'out'), '--jobs', '0'])
@@ -465,7 +575,7 @@ def make_result(study, folder, method, seed, rate):
     cost = dict(epochs=2, steps=20, step_s=0.5) | (dict(ratio=1.75) if method == 'mocov2-time' else {})
     cost |= dict(config='mocov2_odd') if method.startswith('mocov2') else {}
     paths = Path(f'{stem}.json'), {'C4': Path(f'{stem}knn.json')}
-    return study.RunResult(method, seed, *paths, cost, {10: Path(f'{stem}ap.json')}), pointing
+    return study.RunResult(method, seed, *paths, cost, ap={10: Path(f'{stem}ap.json')}), pointing
 
 
 def test_report(study, methods, tmp_path):
