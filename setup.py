@@ -1,4 +1,4 @@
-"""Packages ccop_mm, with configs/ and tools/ under ccop_mm/.mim, where OpenMMLab's MIM finds them."""
+"""Packages ccop_mm, with configs/ and tools/ under ccop_mm/.mim, where OpenMMLab's MIM and ccop-mm find them."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_FOLDERS = ('configs', 'tools')
+MIM_ENTRIES = ('configs', 'tools', 'model-index.yml')
 
 
 def version() -> str:
@@ -32,15 +32,18 @@ class BuildWithMim(build_py):
         if mim.exists():
             shutil.rmtree(mim)  # removes links, not their targets
         mim.mkdir(parents=True)
-        for name in MIM_FOLDERS:
+        for name in MIM_ENTRIES:
             if self.editable_mode:
-                (mim / name).symlink_to(Path('..', '..', name), target_is_directory=True)
+                (mim / name).symlink_to(Path('..', '..', name))
+            elif (ROOT / name).is_file():
+                shutil.copy(ROOT / name, mim)
             else:
                 shutil.copytree(ROOT / name, mim / name, ignore=shutil.ignore_patterns('__pycache__'))
 
     def get_source_files(self) -> list[str]:
         """Lists the files of a source archive: the modules, and the files that this script reads."""
-        files = [path for name in (*MIM_FOLDERS, 'requirements') for path in (ROOT / name).rglob('*')]
+        roots = [ROOT / name for name in (*MIM_ENTRIES, 'requirements')]
+        files = [path for root in roots for path in (root, *root.rglob('*'))]
         extra = [path for path in files if path.is_file() and '__pycache__' not in path.parts]
         return super().get_source_files() + [str(path.relative_to(ROOT)) for path in extra]
 
@@ -57,7 +60,9 @@ setup(
     python_requires='>=3.10,<3.13',
     # Without mm packages and OpenCV: the stacks in requirements/ provide the module mmcv under different distribution
     # names, and a requirement on one of them would install a second mmcv over that of the other stack.
-    install_requires=['torch>=2.6', 'torchvision', *requirements('runtime')],
+    # mmselfsup and mmcls require no other mm package, and mmdet environments lack them.
+    install_requires=['torch>=2.6', 'torchvision', 'mmcls==1.0.0rc6', 'mmselfsup==1.0.0', *requirements('runtime')],
+    entry_points={'console_scripts': ['ccop-mm = ccop_mm.cli:main']},
     extras_require={'cluster': requirements('cluster')},
     zip_safe=False,
 )

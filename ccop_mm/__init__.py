@@ -34,5 +34,8 @@ def register_all_modules() -> None:
 # Python has located the module to run, sys.argv starts with '-m'.
 _RUNS_DOCTOR = sys.argv[:1] == ['-m'] and sys.orig_argv[-1].endswith('ccop_mm.doctor')
 
-if os.environ.get('CCOP_MM_LAZY') != '1' and not _RUNS_DOCTOR:
+# The console command imports this package, and then becomes another process (ccop_mm/cli.py).
+_RUNS_COMMAND = os.path.basename(sys.argv[0]) == 'ccop-mm' if sys.argv else False
+
+if os.environ.get('CCOP_MM_LAZY') != '1' and not (_RUNS_DOCTOR or _RUNS_COMMAND):
     register_all_modules()

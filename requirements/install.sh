@@ -22,7 +22,7 @@ pins=requirements/$stack.txt
 [ -z "$wheels" ] || [ -d "$wheels" ] || fail "WHEELS=$wheels is not a folder; use a folder of wheels or leave it empty"
 
 # Digest of all files that determine what is installed.
-stamp=$(cat requirements/torch.txt requirements/runtime.txt requirements/cluster.txt requirements/tests.txt "$pins" \
+stamp=$(cat requirements/torch.txt requirements/runtime.txt requirements/cluster.txt requirements/demo.txt requirements/tests.txt "$pins" \
   requirements/install.sh setup.py | cksum | tr ' ' '-')-$stack
 marks=$venv/.ccop_mm
 runs() { "$venv/bin/python" -c '' 2>/dev/null; }
@@ -86,7 +86,7 @@ echo "install: installing stack $stack into $venv"
 step "build tools (seconds)" setuptools wheel ninja
 step "torch and torchvision (1 minute; 5-10 for the CUDA build, about 3 GB to download)" --requirement requirements/torch.txt numpy
 step "third-party packages (1 minute)" --requirement requirements/runtime.txt --requirement requirements/cluster.txt \
-  --requirement requirements/tests.txt
+  --requirement requirements/demo.txt --requirement requirements/tests.txt
 step "mmcv with its C++ ops, compiled here (10-20 minutes on 2 cores the first time, more with CUDA; seconds once built)" \
   --no-build-isolation --no-deps "$ops"
 step "mm packages: ${mm// /, } (seconds)" --no-deps $mm

@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS, MODELS
 
 import ccop_mm
+from ccop_mm import cli
 from ccop_mm.engine.hooks import ProbeHook
 from ccop_mm.utils.images import HEIF_SUFFIXES, SUFFIXES
 
@@ -51,7 +52,7 @@ def blocks(text, language):
 def commands(text):
     """Commands of the bash blocks and of inline code, each as a list of words."""
     lines = '\n'.join(blocks(text, 'bash')).replace('\\\n', ' ').splitlines()
-    lines += re.findall(r'`((?:python|make|tools/\S+\.sh) [^`]+)`', text)
+    lines += re.findall(r'`((?:python|make|ccop-mm|tools/\S+\.sh) [^`]+)`', text)
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -79,7 +80,12 @@ def check_command(words, monkeypatch):
     program, *arguments = strip_environment(words)
     configs = [word for word in arguments if word.startswith(('configs/', 'studies/')) and word.endswith('.py')]
     assert all((ROOT / config).is_file() for config in configs), configs
-    if program == 'make':
+    if program == 'ccop-mm':
+        assert arguments[0] in (*cli.COMMANDS, cli.DOCTOR), arguments[0]
+        if arguments[0] != cli.DOCTOR and len(arguments) > 1:
+            tool = f'tools/{cli.COMMANDS[arguments[0]]}'
+            check_command([*(['python'] if tool.endswith('.py') else []), tool, *arguments[1:]], monkeypatch)
+    elif program == 'make':
         makefile = read('Makefile')
         targets = [word for word in arguments if '=' not in word]
         assert targets and all(re.search(rf'^{target}:', makefile, re.MULTILINE) for target in targets), targets
@@ -130,6 +136,8 @@ def test_commands_of_the_documents_are_found():
         'tools/dist_train.sh configs/ccop/absent.py 8',
         'tools/slurm_train.sh partition job my_ccop.py --no-such-option',
         'python -m ccop_mm.absent',
+        'ccop-mm absent',
+        'ccop-mm propose images --no-such-option',
     ],
 )
 def test_invalid_commands_are_rejected(command, monkeypatch, capsys):

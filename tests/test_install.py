@@ -183,7 +183,7 @@ def test_wheel(tmp_path):
     tree.mkdir()
     for name in ('ccop_mm', 'configs', 'tools', 'requirements'):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, tree)
     links = tree / 'ccop_mm' / '.mim'
     shutil.rmtree(links, ignore_errors=True)
@@ -200,13 +200,16 @@ def test_wheel(tmp_path):
     (wheel,) = tmp_path.glob('*.whl')
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
+        scripts = archive.read(next(name for name in names if name.endswith('/entry_points.txt'))).decode()
         metadata = HeaderParser().parsestr(
             archive.read(next(name for name in names if name.endswith('/METADATA'))).decode()
         )
     for folder in ('configs', 'tools'):
         files = [path for path in (tree / folder).rglob('*') if path.is_file()]
         assert {f'ccop_mm/.mim/{path.relative_to(tree)}' for path in files} <= names
+    assert 'ccop_mm/.mim/model-index.yml' in names
     assert 'ccop_mm/compat/__init__.py' in names and not any(name.startswith('tests') for name in names)
     required = {re.match(r'[\w.-]+', line)[0] for line in metadata.get_all('Requires-Dist')}
     assert {'torch', 'torchvision', 'pycocotools'} <= required
-    assert not any(name.startswith(('mm', 'onedl', 'opencv')) for name in required)
+    assert re.search(r'^ccop-mm ?= ?ccop_mm\.cli:main$', scripts, re.MULTILINE)
+    assert not any(name.startswith(('mm', 'onedl', 'opencv', 'scikit-image')) for name in required)

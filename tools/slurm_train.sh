@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
+# Starts a training with srun, one task per GPU.
 # Environment variables: GPUS (total number, default 8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS.
 set -euo pipefail
 

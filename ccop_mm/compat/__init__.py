@@ -14,6 +14,7 @@ from .mmengine import (
     ignore_config_text_on_resume,
     initialize_on_cpu,
     remove_unsafe_fallback,
+    resolve_own_configs,
     resume_within_epoch,
     resume_without_loading,
 )
@@ -36,6 +37,7 @@ PATCHES: tuple[Callable[[], None], ...] = (
     initialize_on_cpu,
     resume_within_epoch,
     resume_without_loading,
+    resolve_own_configs,
     exchange_names_as_json,
     number_classes_by_name,
     match_annotation_zero,

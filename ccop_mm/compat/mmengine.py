@@ -11,6 +11,8 @@ import torch
 from ccop_mm.compat.attributes import swap_attribute
 from ccop_mm.compat.torch import load_address, load_weights_only
 
+OWN_PACKAGE = 'ccop_mm'
+
 
 def remove_unsafe_fallback() -> None:
     """Makes onedl-mmengine's checkpoint loader refuse files that cannot be loaded safely.
@@ -244,3 +246,32 @@ def resume_without_loading() -> None:
         return run(self)
 
     loops.IterBasedTrainLoop.run = wrapped
+
+
+def resolve_own_configs() -> None:
+    """Makes ``ccop_mm::ccop/NAME.py`` a config file of this package, in ``_base_`` and in ``get_config``.
+
+    Problem (mmengine 0.10.7, onedl-mmengine 0.10.12):
+        ``PACKAGE::`` is only accepted for a fixed list of packages. The package also becomes the registry scope of the
+        base config, but ccop_mm has no registry of its own: its modules are registered in mmselfsup's and mmdet's.
+
+    Fix:
+        Add the package to the list, and leave the scope of its configs to their ``default_scope``.
+
+    Remove when:
+        mmengine accepts any installed package, and the scope of a config can be declared.
+    """
+    from mmengine.config import Config
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if OWN_PACKAGE in MODULE2PACKAGE:
+        return
+    MODULE2PACKAGE[OWN_PACKAGE] = OWN_PACKAGE
+    original = Config._get_cfg_path
+
+    @functools.wraps(original)
+    def get_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = original(cfg_path, filename)
+        return path, None if scope == OWN_PACKAGE else scope
+
+    Config._get_cfg_path = staticmethod(get_path)

@@ -37,6 +37,7 @@ from ccop_mm.pretrain.output_folder import FINETUNE, PRETRAIN, OutputFolder, Req
 from ccop_mm.pretrain.sizes import MIN_BATCH, choose_batch_size, choose_sizes, choose_view_size
 from ccop_mm.proposals.runner.run import generate_proposals
 from ccop_mm.proposals.store import ProposalStore, load_proposals
+from ccop_mm.utils.commands import tool_command
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.images import ImageFile, ImageList, list_images
 from ccop_mm.utils.text import format_duration, single_line
@@ -181,7 +182,7 @@ def pretrain(
             return PretrainResult(folder / PRETRAIN, folder / FINETUNE, None, None, tuple(lines))
         checkpoint = _train(cfg)
         _export(checkpoint, folder / WEIGHTS)
-        command = ['python', 'tools/train.py', _shown(folder / FINETUNE), '--work-dir', _shown(folder / 'finetune')]
+        command = [*tool_command('train.py'), _shown(folder / FINETUNE), '--work-dir', _shown(folder / 'finetune')]
         lines += [
             f'checkpoint      {_shown(Path(checkpoint))}',
             f'weights         {_shown(folder / WEIGHTS)}',
@@ -415,7 +416,7 @@ def _single_line_errors(cfg: Config) -> Iterator[None]:
 
 
 def _distributed_command(config: Path, num_gpus: int) -> str:
-    return shlex.join(['tools/dist_train.sh', _shown(config), str(num_gpus), '--resume'])
+    return shlex.join([*tool_command('dist_train.sh'), _shown(config), str(num_gpus), '--resume'])
 
 
 def _train(cfg: Config) -> str:

@@ -1,9 +1,10 @@
-"""Runs the project's tools as subprocesses, with a log file and a progress line."""
+"""The project's tools as commands: how the user starts them, and running them with a log file and a progress line."""
 
 import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,27 @@ from ccop_mm.utils.errors import InputError
 
 #: A line of mmengine's text log: epoch (not in test loops), iteration, number of iterations, loss (only in training).
 PROGRESS = re.compile(r'Epoch\(\w+\)\s+(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\](?:.*?\bloss: ([\d.]+))?')
+
+
+def console_command(script: str | Path) -> list[str]:
+    """Returns the words that run a script: ``ccop-mm train`` if it is installed with the package, or ``python FILE``.
+
+    Args:
+        script (str | Path): A script of ``tools/``, such as ``sys.argv[0]``. ``ccop-mm`` runs those in ``.mim``.
+    """
+    if '.mim' in Path(script).parts:
+        return ['ccop-mm', Path(script).stem.replace('_', '-')]
+    return [*([] if Path(script).suffix == '.sh' else ['python']), str(script)]
+
+
+def tool_command(tool: str) -> list[str]:
+    """Returns the words that run another tool the way this process was started.
+
+    Args:
+        tool (str): File in ``tools/``, such as ``'train.py'`` or ``'dist_train.sh'``.
+    """
+    installed = '.mim' in Path(sys.argv[0]).parts
+    return console_command(Path(sys.argv[0]).with_name(tool) if installed else Path('tools', tool))
 
 
 def run_command(title: str, command: Sequence[str | Path], log: Path, root: Path) -> float:

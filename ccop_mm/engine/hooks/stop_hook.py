@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from ccop_mm.datasets.sampler import ResumableBatchSampler, make_resumable
 from ccop_mm.debug.finite_loss_hook import AsyncFiniteCheck
 from ccop_mm.engine.hooks.checkpoint_hook import SAFE_BACKEND, write_pointer
+from ccop_mm.utils.commands import console_command
 
 #: SIGTERM and SIGUSR1 are sent by job schedulers before the time limit, SIGINT by Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -282,7 +283,7 @@ def resume_command(argv: Sequence[str]) -> str:
         return 'repeat the command'  # resumes by itself
     if not words or Path(words[0]).name != 'train.py' or get_world_size() > 1:
         return 'repeat the command with --resume'
-    return shlex.join(['python', *words, '--resume'])
+    return shlex.join([*console_command(words[0]), *words[1:], '--resume'])
 
 
 def _checkpoint_hook(runner: Runner) -> Any:
