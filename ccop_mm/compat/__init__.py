@@ -18,7 +18,7 @@ from .mmengine import (
     resume_within_epoch,
     resume_without_loading,
 )
-from .mmselfsup import drop_missing_locations, import_frozen_packages
+from .mmselfsup import drop_missing_locations, import_frozen_packages, sum_gathered_gradients
 from .pycocotools import complete_annotations, match_annotation_zero, number_classes_by_name
 from .torch import allow_checkpoint_types, load_address
 from .torchvision import define_torchvision_schemas
@@ -30,6 +30,7 @@ PATCHES: tuple[Callable[[], None], ...] = (
     define_torchvision_schemas,
     import_frozen_packages,
     drop_missing_locations,
+    sum_gathered_gradients,
     allow_checkpoint_types,
     remove_unsafe_fallback,
     guard_downloads,

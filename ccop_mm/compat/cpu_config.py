@@ -9,7 +9,8 @@ from ccop_mm.utils.errors import InputError
 def prepare_config(cfg: Any) -> Any:
     """Adapts the config of a training or test run to a machine without a GPU, in place.
 
-    SyncBN becomes BN because it fails on the CPU once a process group exists; this is logged. The distributed backend
+    SyncBN becomes BN, in mmselfsup's ``NonLinearNeck`` BN1d because its features are vectors, also if it is the neck's
+    default: SyncBN fails on the CPU once a process group exists. This is logged. The distributed backend
     becomes gloo, and DistributedDataParallel gets ``device_ids=None``, because mmengine would pass the index of a GPU.
     With a GPU the config is not changed.
 
@@ -50,16 +51,19 @@ def prepare_config(cfg: Any) -> Any:
     return cfg
 
 
-def _replace_sync_bn(node: Any) -> int:
-    """Replaces SyncBN by BN in a part of a config, in place; returns the number of replacements."""
+def _replace_sync_bn(node: Any, batch_norm: str = 'BN') -> int:
+    """Replaces SyncBN in a part of a config, in place; returns the number of replacements."""
     if isinstance(node, (list, tuple)):
-        return sum(map(_replace_sync_bn, node))
+        return sum(_replace_sync_bn(part, batch_norm) for part in node)
     if not isinstance(node, dict):
         return 0
-    count = sum(map(_replace_sync_bn, node.values()))
     scope, dot, name = str(node.get('type')).rpartition('.')
+    if name == 'NonLinearNeck':
+        batch_norm = 'BN1d'
+        node.setdefault('norm_cfg', dict(type='SyncBN'))
+    count = sum(_replace_sync_bn(part, batch_norm) for part in node.values())
     if name in ('SyncBN', 'MMSyncBN'):
-        node['type'] = f'{scope}{dot}BN'
+        node['type'] = f'{scope}{dot}{batch_norm}'
         # Arguments of torch's and mmcv's SyncBatchNorm that BatchNorm does not accept.
         for argument in ('process_group', 'group', 'stats_mode'):
             node.pop(argument, None)

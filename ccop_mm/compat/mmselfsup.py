@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from ccop_mm.compat.attributes import swap_attribute
 
@@ -60,3 +61,29 @@ def drop_missing_locations() -> None:
             registry._locations = [
                 name for name, path in paths.items() if path.is_dir() or path.with_suffix('.py').is_file()
             ]
+
+
+def sum_gathered_gradients() -> None:
+    """Makes mmselfsup's ``GatherLayer`` sum the gradients of all processes.
+
+    Problem (mmselfsup 1.0.0):
+        Every process computes SimCLR's loss on the embeddings of all processes. The backward pass of the layer that
+        gathers them only keeps the gradient of the own loss, and DDP divides by the number of processes: the model's
+        gradients are those of a single process, divided by the number of processes.
+
+    Fix:
+        Sum the gradients that all processes computed for the own embeddings, as is the derivative of gathering.
+
+    Remove when:
+        ccop_mm no longer depends on mmselfsup.
+    """
+    import torch
+    from mmengine.dist import all_reduce, get_rank
+    from mmselfsup.models.utils.gather_layer import GatherLayer
+
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        total = torch.stack(grads)
+        all_reduce(total)
+        return total[get_rank()]
+
+    GatherLayer.backward = staticmethod(backward)

@@ -15,6 +15,9 @@ from ccop_mm.utils.run_config import expected_world_size
 #: 224 px, on 31 COCO images with selective search (docs/design.md).
 FRACTION_IN_BOTH_VIEWS = 0.25
 
+#: Algorithms of mmselfsup whose queue length must be a multiple of the batch size.
+WITH_MULTIPLES = ('MoCo', 'DenseCL')
+
 #: A fixed length is accepted up to this multiple of the suggested one. At twice the fraction of an epoch that the
 #: paper's queue stores of COCO, the negatives of every image include its own keys.
 TOLERANCE = 2
@@ -23,20 +26,21 @@ TOLERANCE = 2
 def fit_queues(cfg: Config) -> None:
     """Resolves ``queue_len='auto'`` to the lengths suggested for the dataset; warns if fixed lengths are too long.
 
-    mmselfsup's ``MoCo`` gets the same warning, and its own constraint is checked: its length must be a multiple of the
-    batch size, so ``'auto'`` is an error. Other models, and datasets other than ``ProposalDataset``, are not affected.
+    mmselfsup's ``MoCo`` and ``DenseCL`` get the same warning, and their own constraint is checked: their length must be
+    a multiple of the batch size, so ``'auto'`` is an error. Other models, and datasets other than ``ProposalDataset``,
+    are not affected.
 
     Args:
         cfg (Config): Training config, modified in place.
 
     Raises:
-        InputError: The dataset cannot be read or is smaller than a batch, or MoCo's queue length is not a multiple of
-            the batch size.
+        InputError: The dataset cannot be read or is smaller than a batch, or the queue length of MoCo or DenseCL is not
+            a multiple of the batch size.
     """
     model, loader = cfg.get('model') or {}, cfg.get('train_dataloader') or {}
     dataset_cfg = loader.get('dataset') or {}
     algorithm, dataset_type = (str(part.get('type')).split('.')[-1] for part in (model, dataset_cfg))
-    if algorithm not in ('CCOP', 'MoCo') or dataset_type != 'ProposalDataset':
+    if algorithm not in ('CCOP', *WITH_MULTIPLES) or dataset_type != 'ProposalDataset':
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmselfsup')):
         dataset = DATASETS.build({**dataset_cfg, 'pipeline': []})
@@ -46,8 +50,8 @@ def fit_queues(cfg: Config) -> None:
             f'the dataset has {len(dataset)} images, fewer than the batch size of {batch_size}; lower '
             'train_dataloader.batch_size'
         )
-    if algorithm == 'MoCo':
-        _check_moco(model.get('queue_len', 65536), len(dataset), batch_size)
+    if algorithm in WITH_MULTIPLES:
+        _check_multiple(algorithm, model.get('queue_len', 65536), len(dataset), batch_size)
         return
     objects = FRACTION_IN_BOTH_VIEWS * dataset.mean_proposals()
     suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(dataset), objects), strict=True))
@@ -69,12 +73,12 @@ def fit_queues(cfg: Config) -> None:
         _warn_too_long(lengths, content, f"{advice}, or model.queue_len='auto'")
 
 
-def _check_moco(length: int | str, num_images: int, batch_size: int) -> None:
-    """Checks what mmselfsup's MoCo would assert in its first iteration; warns like :func:`fit_queues`."""
+def _check_multiple(algorithm: str, length: int | str, num_images: int, batch_size: int) -> None:
+    """Checks what mmselfsup's MoCo or DenseCL would assert in its first iteration; warns like :func:`fit_queues`."""
     suggested = suggest_moco_length(num_images, batch_size)
     if isinstance(length, str) or length % batch_size:
         raise InputError(
-            f'queue_len of MoCo must be a multiple of the batch size {batch_size}, got {length}; set '
+            f'queue_len of {algorithm} must be a multiple of the batch size {batch_size}, got {length}; set '
             f'model.queue_len={suggested}'
         )
     if length > TOLERANCE * suggested:

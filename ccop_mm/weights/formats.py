@@ -110,11 +110,19 @@ FOREIGN_FORMATS = {
     ),
     # The keys of the backbone are mmdet's.
     'mmselfsup-moco': ForeignFormat(
-        title="mmselfsup's MoCo",
+        title="mmselfsup's MoCo or DenseCL",
         marker='neck.mlp.',
         prefix='backbone.',
         rename=from_torchvision,
-        dropped=('neck.mlp.', 'encoder_k.', 'queue', 'head.', 'data_preprocessor.'),
+        dropped=('neck.mlp.', 'neck.mlp2.', 'encoder_k.', 'queue', 'head.', 'data_preprocessor.'),
+    ),
+    # fc0, bn0, ... is the projector, target_net BYOL's average.
+    'mmselfsup-siamese': ForeignFormat(
+        title="mmselfsup's SimCLR, SimSiam or BYOL",
+        marker='neck.fc0.',
+        prefix='backbone.',
+        rename=from_torchvision,
+        dropped=('neck.fc', 'neck.bn', 'target_net.', 'head.', 'data_preprocessor.'),
     ),
     # timm's ResNets have the same keys.
     'torchvision': ForeignFormat('a torchvision or timm ResNet', 'layer1.', '', from_torchvision, ('fc.',)),

@@ -1,8 +1,7 @@
-# mmselfsup's MoCo v2 with CCOP's backbone, images, views, batch size, learning rate and schedule. The learning rate of 0.3
-# at batch size 256 is also DenseCL's on COCO; MoCo v2 uses 0.03 on ImageNet, so try both. The list of images is read from
-# CCOP's proposals file. Train on several GPUs: in a single process mmselfsup's MoCo does not shuffle the key batch, so that
-# query and key batch consist of the same images and their batch statistics can reveal the positive pair (MoCo, Sec. 3.3).
-_base_ = ['../ccop/ccop_r50_fpn_800e_coco.py']
+# mmselfsup's MoCo v2. The learning rate of 0.3 at batch size 256 is also DenseCL's on COCO; MoCo v2 uses 0.03 on ImageNet, so
+# try both. Train on several GPUs: in a single process mmselfsup's MoCo does not shuffle the key batch, so that query and key
+# batch consist of the same images and their batch statistics can reveal the positive pair (MoCo, Sec. 3.3).
+_base_ = ['../_base_/baseline_r50_800e_coco.py']
 
 model = dict(
     _delete_=True,
@@ -14,5 +13,3 @@ model = dict(
     queue_len=65536,  # must be a multiple of the batch size; for a small dataset about half of its images
     momentum=0.999,
 )
-train_dataloader = dict(dataset=dict(num_proposals=0))
-custom_hooks = [dict(type='FiniteLossHook')]  # the other hooks require CCOP

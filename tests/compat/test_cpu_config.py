@@ -54,6 +54,17 @@ def test_without_gpu(without_gpu, monkeypatch):
     assert len(lines) == 1 and 'SyncBN' in lines[0] and ' 4 ' in lines[0]
 
 
+def test_norm_of_vectors(without_gpu):
+    neck = {'type': 'NonLinearNeck', 'in_channels': 4, 'norm_cfg': {'type': 'SyncBN', 'eps': 0.1}}
+    predictor = {'type': 'mmselfsup.NonLinearNeck', 'in_channels': 4}  # SyncBN by default
+    cfg = training_config()
+    cfg.model.neck, cfg.model.head = neck, {'predictor': predictor}
+    prepare_config(cfg)
+    assert cfg.model.neck.norm_cfg == {'type': 'BN1d', 'eps': 0.1}
+    assert cfg.model.head.predictor.norm_cfg == {'type': 'BN1d'}
+    assert cfg.model.backbone.norm_cfg.type == 'BN'
+
+
 def test_without_launcher(without_gpu):
     assert 'model_wrapper_cfg' not in prepare_config(training_config(launcher='none'))
     assert prepare_config(Config({'model': {'type': 'MoCo'}})).model == {'type': 'MoCo'}  # a minimal config

@@ -55,6 +55,16 @@ def mmselfsup_moco_state(state: State) -> State:
     return {**keys, **projection, **momentum, 'encoder_k.steps': torch.tensor(3), 'queue': torch.zeros(1)}
 
 
+def mmselfsup_siamese_state(state: State) -> State:
+    """Returns the keys of mmselfsup's BYOL, which include those of SimCLR and SimSiam."""
+    keys = rename_encoder(state, 'ccop', fpn=False)
+    layers = ('fc0.weight', 'bn0.weight', 'bn0.running_mean', 'fc1.weight')
+    projector = {f'neck.{layer}': torch.ones(2) for layer in layers}
+    predictor = {f'head.predictor.{layer}': torch.ones(2) for layer in layers}
+    average = {f'target_net.module.0.{key.removeprefix("backbone.")}': value + 1 for key, value in keys.items()}
+    return {**keys, **projector, **predictor, **average, 'target_net.steps': torch.tensor(3)}
+
+
 def torchvision_state(state: State) -> State:
     """Returns the keys of a torchvision ResNet with its classifier."""
     return {**rename_encoder(state, 'torchvision', fpn=False), 'fc.weight': torch.zeros(2)}
@@ -66,6 +76,7 @@ STATES: dict[str, Callable[[State], State]] = {
     'detectron2': lambda state: rename_encoder(state, 'detectron2'),
     'mocov2': moco_state,
     'mmselfsup-moco': mmselfsup_moco_state,
+    'mmselfsup-siamese': mmselfsup_siamese_state,
     'ccop': dict,
     'torchvision': torchvision_state,
 }

@@ -70,7 +70,11 @@ def test_each_format_is_detected_and_yields_the_query_encoder(read, name, depth)
     state = pretraining(depth).state_dict()
     encoder = read(STATES[name](state))
     assert encoder.source_format == name
-    parts = ('backbone.',) if name in ('mocov2', 'mmselfsup-moco', 'torchvision') else ('backbone.', 'neck.')
+    parts = (
+        ('backbone.',)
+        if name in ('mocov2', 'mmselfsup-moco', 'mmselfsup-siamese', 'torchvision')
+        else ('backbone.', 'neck.')
+    )
     assert set(encoder.tensors) == {key for key in state if key.startswith(parts)}
     assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.tensors.items())
 

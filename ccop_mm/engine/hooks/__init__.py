@@ -5,6 +5,8 @@ from .checkpoint_hook import SafeCheckpointHook
 from .compile_hook import CompileHook
 from .curriculum_hook import SpatialCurriculumHook
 from .first_iteration_hook import FirstIterationHook
+from .fixed_rate_hook import FixedRateHook
+from .frozen_detector_hook import FrozenDetectorHook
 from .health_hook import TrainingHealthHook
 from .iteration_seed_hook import IterationSeedHook
 from .preflight_hook import PreflightHook
@@ -16,6 +18,8 @@ from .view_statistics_hook import ViewStatisticsHook
 __all__ = [
     'CompileHook',
     'FirstIterationHook',
+    'FixedRateHook',
+    'FrozenDetectorHook',
     'GradientAccumulationHook',
     'IterationSeedHook',
     'PreflightHook',

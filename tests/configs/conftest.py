@@ -1,0 +1,1 @@
+from small_pretraining import image_folder  # noqa: F401
