@@ -3,7 +3,11 @@
 import atexit
 import functools
 import gc
+import importlib.util
+import inspect
+import os
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -246,6 +250,61 @@ def resume_without_loading() -> None:
         return run(self)
 
     loops.IterBasedTrainLoop.run = wrapped
+
+
+def locate_packages() -> None:
+    """Makes mmengine find installed packages without ``pkg_resources``.
+
+    Problem (mmengine 0.10.7):
+        ``is_installed`` and ``get_installed_path`` import ``pkg_resources``, which setuptools 82 removed. Every config
+        that inherits from ``mmdet::...`` then fails with a ModuleNotFoundError.
+
+    Fix:
+        Where ``pkg_resources`` is missing, replace both functions by ones that use :mod:`importlib`.
+
+    Remove when:
+        The oldest supported mmengine does not import ``pkg_resources``.
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        return
+    import mmengine.hub.hub
+    from mmengine.config import config
+    from mmengine.utils import package_utils
+
+    if 'pkg_resources' in inspect.getsource(package_utils.is_installed):
+        for module in (package_utils, mmengine.utils, config, mmengine.hub.hub):
+            for function in (is_installed, get_installed_path):
+                if hasattr(module, function.__name__):
+                    setattr(module, function.__name__, function)
+
+
+def is_installed(package: str) -> bool:
+    """Returns whether a distribution or an importable package of this name is installed."""
+    try:
+        metadata.distribution(package)
+        return True
+    except metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec(package)
+        return spec is not None and spec.origin is not None
+
+
+def get_installed_path(package: str) -> str:
+    """Returns the folder of a package, given the name of the package or of its distribution.
+
+    Raises:
+        ModuleNotFoundError: There is no such package.
+    """
+    name = package
+    try:
+        top_level = (metadata.distribution(package).read_text('top_level.txt') or '').split()
+    except metadata.PackageNotFoundError:
+        top_level = []
+    if top_level and package not in top_level:  # such as mmsegmentation, whose package is mmseg
+        name = top_level[0]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f'{package} is not installed')
+    return os.path.dirname(spec.origin)
 
 
 def resolve_own_configs() -> None:

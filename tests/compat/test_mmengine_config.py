@@ -1,6 +1,7 @@
 """Config files of this package by name."""
 
 import json
+from importlib.util import find_spec as find
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,42 @@ def test_metafiles_list_every_config():
             assert model['Metadata'] == expected and model['In Collection'] in collections
             assert model['Name'] == Path(model['Config']).stem
     assert {Path(name).parent.name for name in index['Import']} == {'ccop', 'baselines', 'ablations'}
+
+
+def test_packages_are_located_without_pkg_resources(monkeypatch):
+    import mmengine.hub.hub
+    from mmengine.config import config
+    from mmengine.utils import package_utils
+
+    from ccop_mm.compat import mmengine as patches
+
+    def is_installed(package):
+        import pkg_resources  # as in mmengine 0.10.7
+
+        return bool(pkg_resources)
+
+    modules = (package_utils, mmengine.utils, config, mmengine.hub.hub)
+    for module in modules:
+        for name in ('is_installed', 'get_installed_path'):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, is_installed)
+    monkeypatch.setattr(
+        patches.importlib.util, 'find_spec', lambda name: None if name == 'pkg_resources' else find(name)
+    )
+    patches.locate_packages()
+    assert config.get_installed_path is mmengine.hub.hub.get_installed_path is patches.get_installed_path
+    assert package_utils.is_installed is patches.is_installed
+    assert patches.is_installed('mmdet') and not patches.is_installed('no-such-package')
+    assert Path(patches.get_installed_path('mmdet')) == Path(find('mmdet').origin).parent
+    with pytest.raises(ModuleNotFoundError, match='no-such-package'):
+        patches.get_installed_path('no-such-package')
+
+
+def test_distribution_with_another_name_than_its_package(monkeypatch):
+    from types import SimpleNamespace
+
+    from ccop_mm.compat import mmengine as patches
+
+    distribution = SimpleNamespace(read_text=lambda name: 'json\n')
+    monkeypatch.setattr(patches.metadata, 'distribution', lambda name: distribution)
+    assert Path(patches.get_installed_path('json-distribution')) == Path(json.__file__).parent
