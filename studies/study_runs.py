@@ -8,6 +8,7 @@ import random
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,24 +272,32 @@ class Study:
                 cost['ratio'] = self.step_ratio()
         return RunResult(method, seed, pointing, knn, cost)
 
-    def freeze(self, method: str, seed: int, percent: int) -> dict[str, Path]:
+    def freeze(self, method: str, seed: int, percent: int, features: Sequence[str]) -> dict[str, Path]:
         """Measures the frozen-detector probe with ``percent`` % of the labels.
 
+        Args:
+            method (str): Key of :data:`METHODS`.
+            seed (int): Random seed of the weights, the subset and the head.
+            percent (int): Percentage of the labels.
+            features (Sequence[str]): ``'backbone'``, ``'neck'`` or both. MoCo v2 has no neck.
+
         Returns:
-            dict[str, Path]: ``'backbone'`` and, unless the method has none, ``'neck'`` -> output of the probe.
+            dict[str, Path]: Each of ``features`` that the method has -> output of the probe.
         """
         checkpoint = self.pretrain(method, seed)
         model = [self.run_config(method, seed), *([checkpoint] if checkpoint else [])]
         data = ['--train-annotations', self.labels(percent, seed), '--train-images', self.data / 'train']
         data += ['--annotations', self.data / 'annotations/val.json', '--images', self.data / 'val']
         results = {}
-        for features in ('backbone',) if method.startswith('mocov2') else ('backbone', 'neck'):
-            output = self.out / f'{method}-{seed}' / f'frozen_{features}_{percent}.json'
-            options = ['--size', self.setting.frozen_size, '--features', features, '--seeds', seed]
+        for part in features:
+            if part == 'neck' and method.startswith('mocov2'):
+                continue
+            output = self.out / f'{method}-{seed}' / f'frozen_{part}_{percent}.json'
+            options = ['--size', self.setting.frozen_size, '--features', part, '--seeds', seed]
             command = ['tools/analysis_tools/frozen_detector.py', *model, *data, *options, '--device', self.device]
-            title = f'frozen detector on the {features}: {method}, seed {seed}, {percent} % of the labels'
+            title = f'frozen detector on the {part}: {method}, seed {seed}, {percent} % of the labels'
             self.run_tool(title, output, *command, '--json', output)
-            results[features] = output
+            results[part] = output
         return results
 
     def labels(self, percent: int, seed: int) -> Path:

@@ -98,6 +98,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='measure the frozen-detector probe with these percentages of the labels (default: none)',
     )
     parser.add_argument(
+        '--features',
+        nargs='+',
+        choices=('backbone', 'neck'),
+        default=('backbone',),
+        help='features of the frozen-detector probe: C3 to C5, or P3 to P5 (default: backbone)',
+    )
+    parser.add_argument(
         '--labels',
         type=int,
         nargs='*',
@@ -141,7 +148,9 @@ def main(argv: list[str] | None = None) -> None:
     table = write_report(study.out, results)  # fine-tuning takes much longer: report the probes first
 
     def freeze(result: RunResult) -> tuple[RunResult, dict[int, dict[str, Path]]]:
-        return result, {percent: study.freeze(result.method, result.seed, percent) for percent in args.frozen}
+        return result, {
+            percent: study.freeze(result.method, result.seed, percent, args.features) for percent in args.frozen
+        }
 
     for result, frozen in run_parallel(freeze, results if args.frozen else [], args.jobs):
         result.frozen = frozen

@@ -463,7 +463,7 @@ def test_frozen_detector_of_every_method_and_share(study, data, tmp_path, monkey
     )
     commands = {}
     monkeypatch.setattr(small, 'run_tool', lambda title, output, *command: commands.setdefault(output, command))
-    results = {method: small.freeze(method, 3, 10) for method in ('random', 'mocov2', 'ccop')}
+    results = {method: small.freeze(method, 3, 10, ('backbone', 'neck')) for method in ('random', 'mocov2', 'ccop')}
     assert {method: set(paths) for method, paths in results.items()} == {
         'random': {'backbone', 'neck'},
         'mocov2': {'backbone'},
@@ -482,7 +482,9 @@ def test_frozen_detector_of_every_method_and_share(study, data, tmp_path, monkey
 def test_frozen_detectors_are_reported_after_the_other_probes(study, data, tmp_path, monkeypatch):
     results = [study.RunResult(method, 0, tmp_path, {}) for method in ('random', 'ccop')]
     monkeypatch.setattr(study, 'probe_all', lambda *args: results)
-    monkeypatch.setattr(study.Study, 'freeze', lambda self, method, seed, share: {'backbone': Path(method, str(share))})
+    monkeypatch.setattr(
+        study.Study, 'freeze', lambda self, method, seed, share, features: {'backbone': Path(method, str(share))}
+    )
     tables = []
     monkeypatch.setattr(study, 'write_report', lambda out, all: tables.append([dict(one.frozen) for one in all]) or '')
     study.main([str(data), '--out', str(tmp_path / 'out'), '--frozen', '10', '100'])
