@@ -1,12 +1,15 @@
-"""Adapts the queue lengths of a pre-training config to its dataset, before the model is built."""
+"""Adapts the queue lengths of a pre-training config, or of a model that is built already, to the dataset."""
 
 import logging
 
 from mmengine.config import Config
+from mmengine.dist import broadcast
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmselfsup.registry import DATASETS
 
+from ccop_mm.datasets.proposal_dataset import ProposalDataset
+from ccop_mm.models.ccop import CCOP
 from ccop_mm.models.queue import suggest_lengths, suggest_moco_length
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.run_config import expected_world_size
@@ -53,9 +56,7 @@ def fit_queues(cfg: Config) -> None:
     if algorithm in WITH_MULTIPLES:
         _check_multiple(algorithm, model.get('queue_len', 65536), len(dataset), batch_size)
         return
-    objects = FRACTION_IN_BOTH_VIEWS * dataset.mean_proposals()
-    suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(dataset), objects), strict=True))
-    content = f'{len(dataset)} images with about {objects:.1f} objects in both views'
+    suggested, content = _suggest(dataset)
     chosen = {
         'queue_len': model.get('queue_len', 65536),
         'object_queue_len': model.get('object_queue_len') or model.get('queue_len', 65536),
@@ -63,7 +64,7 @@ def fit_queues(cfg: Config) -> None:
     for name, length in chosen.items():
         if length == 'auto':
             model[name] = suggested[name]
-            print_log(f'{name} set to {suggested[name]} for {content}', logger='current')
+            _report(name, suggested[name], content)
     too_long = {
         name: length for name, length in chosen.items() if length != 'auto' and length > TOLERANCE * suggested[name]
     }
@@ -71,6 +72,41 @@ def fit_queues(cfg: Config) -> None:
         lengths = ', '.join(f'{name}={length}' for name, length in too_long.items())
         advice = ', '.join(f'model.{name}={suggested[name]}' for name in too_long)
         _warn_too_long(lengths, content, f"{advice}, or model.queue_len='auto'")
+
+
+def size_queues(model: CCOP, dataset: ProposalDataset) -> None:
+    """Sets the queues of a model that was built with the length ``'auto'`` to the lengths suggested for the dataset.
+
+    Args:
+        model (CCOP): Model, the same on all ranks; its queues are equal on all ranks afterwards.
+        dataset (ProposalDataset): Training data.
+
+    Raises:
+        InputError: The dataset has no proposals from which the length could be derived.
+    """
+    unsized = model.unsized_queues()
+    if not unsized:
+        return
+    if not isinstance(dataset, ProposalDataset):
+        raise InputError(
+            f"queue_len='auto' requires the dataset ProposalDataset, got {type(dataset).__name__}; set a number"
+        )
+    suggested, content = _suggest(dataset)
+    for name, queue in unsized.items():
+        queue.resize(suggested[name])
+        broadcast(queue.keys)
+        _report(name, suggested[name], content)
+
+
+def _suggest(dataset: ProposalDataset) -> tuple[dict[str, int], str]:
+    """Returns the suggested lengths by the name of their argument, and what they are suggested for."""
+    objects = FRACTION_IN_BOTH_VIEWS * dataset.mean_proposals()
+    suggested = dict(zip(('queue_len', 'object_queue_len'), suggest_lengths(len(dataset), objects), strict=True))
+    return suggested, f'{len(dataset)} images with about {objects:.1f} objects in both views'
+
+
+def _report(name: str, length: int, content: str) -> None:
+    print_log(f'{name} set to {length} for {content}', logger='current')
 
 
 def _check_multiple(algorithm: str, length: int | str, num_images: int, batch_size: int) -> None:

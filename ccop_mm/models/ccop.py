@@ -57,8 +57,8 @@ class CCOP(BaseModel):
         object_pool (dict, optional): Arguments of :class:`ccop_mm.models.object_pool.ObjectPool`. ``strides`` are those
             of the neck's levels to pool from, by default all up to 32 px.
         queue_len (int | str): Number of negatives in the image queue. The paper prints 65,335, read as 65,536.
-            ``'auto'`` fits both queues to the dataset; tools/train.py and ``ccop_mm.apis.train`` resolve it to numbers
-            (:func:`ccop_mm.models.queue.suggest_lengths`).
+            ``'auto'`` fits both queues to the dataset (:func:`ccop_mm.models.queue.suggest_lengths`): tools/train.py
+            before the model is built, ``SpatialCurriculumHook`` in runs that another program starts.
         object_queue_len (int | str, optional): Number of negatives in the object queue, or ``'auto'``; ``queue_len`` by
             default.
         feat_dim (int): Embedding dimension D; 128 in the paper.
@@ -96,11 +96,6 @@ class CCOP(BaseModel):
     ) -> None:
         if key_batch not in KEY_BATCHES:
             raise ValueError(f'key_batch must be one of {KEY_BATCHES}, got {key_batch!r}')
-        for name, length in (('queue_len', queue_len), ('object_queue_len', object_queue_len)):
-            if length == 'auto':
-                raise ValueError(
-                    f"{name}='auto' is resolved by tools/train.py and ccop_mm.apis.train only; set a number"
-                )
         if bn_group < 1:
             raise ValueError(f'bn_group must be at least 1, got {bn_group}')
         super().__init__(
@@ -150,6 +145,11 @@ class CCOP(BaseModel):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._generator = torch.Generator()
         self._warned = False
+
+    def unsized_queues(self) -> dict[str, FeatureQueue]:
+        """Returns the queues of length ``'auto'`` that have not been resized yet, by the name of their argument."""
+        queues = {'queue_len': self.image_queue, 'object_queue_len': self.object_queue}
+        return {name: queue for name, queue in queues.items() if queue.unsized}
 
     def _encoder_parts(self) -> dict[str, nn.Module]:
         return {name: self.get_submodule(name) for name in ENCODER_PARTS}

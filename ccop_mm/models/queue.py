@@ -52,18 +52,20 @@ class FeatureQueue(nn.Module):
     ``deferred`` False enqueues all of them. A checkpoint contains neither collected keys nor accumulated gradients.
 
     Args:
-        length (int): Queue length K. The paper uses 65,536.
+        length (int | str): Queue length K. The paper uses 65,536. A queue of length ``'auto'`` cannot be used before
+            :meth:`resize`, or before it gets the length of a checkpoint.
         channels (int): Embedding dimension D. The paper uses 128.
     """
 
     keys: Tensor
     pointer: Tensor
 
-    def __init__(self, length: int = 65536, channels: int = 128) -> None:
+    def __init__(self, length: int | str = 65536, channels: int = 128) -> None:
         super().__init__()
-        if length < 1:
-            raise ValueError(f'length must be at least 1, got {length}')
-        self.register_buffer('keys', F.normalize(torch.randn(channels, length), dim=0))
+        if length != 'auto' and (isinstance(length, str) or length < 1):
+            raise ValueError(f"length must be at least 1 or 'auto', got {length!r}")
+        self.unsized = length == 'auto'
+        self.register_buffer('keys', F.normalize(torch.randn(channels, 1 if self.unsized else int(length)), dim=0))
         self.register_buffer('pointer', torch.zeros(1, dtype=torch.long))
         # Slots, keys and pointer that the last enqueue overwrote. Not buffers: checkpoints must not contain them.
         self._overwritten: tuple[Tensor, Tensor, Tensor] | None = None
@@ -74,12 +76,28 @@ class FeatureQueue(nn.Module):
         return self.keys.shape[1]
 
     @torch.no_grad()
+    def resize(self, length: int) -> None:
+        """Sets the length and fills the queue with random unit vectors, which must then be made equal on all ranks.
+
+        Args:
+            length (int): Queue length K.
+        """
+        self.keys = F.normalize(torch.randn(len(self.keys), length), dim=0).to(self.keys)
+        self.pointer.zero_()
+        self._overwritten, self.unsized = None, False
+        self._collected.clear()
+
+    @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replaces the oldest keys, or collects the new ones if ``deferred``.
 
         Args:
             keys (Tensor): ``(N, D)``. N may be 0; if N is larger than K, only the last K keys are stored.
         """
+        if self.unsized:
+            raise ValueError(
+                "queue_len='auto' has no length yet: train with SpatialCurriculumHook, or set a number"
+            )
         if self.deferred:
             self._collected.append(keys)
             self._overwritten = None
@@ -114,7 +132,7 @@ class FeatureQueue(nn.Module):
         """Resizes the queue to the length in the checkpoint, so that a run resumes even if the config has changed."""
         keys = state_dict.get(f'{prefix}keys')
         if keys is not None and keys.shape[0] == self.keys.shape[0]:
-            self.keys = self.keys.new_empty(keys.shape)
+            self.keys, self.unsized = self.keys.new_empty(keys.shape), False
         self._overwritten = None
         self._collected.clear()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -411,8 +411,8 @@ def test_key_batch_sync_requires_sync_bn(monkeypatch):
     [
         (dict(key_batch='other'), 'key_batch.*other'),
         (dict(bn_group=0), 'bn_group.*0'),
-        (dict(queue_len='auto'), "^queue_len='auto'"),
-        (dict(object_queue_len='auto'), "^object_queue_len='auto'"),
+        (dict(queue_len='many'), "'many'"),
+        (dict(object_queue_len=-1), '-1'),
         (dict(intra_loss=dict(type='mmselfsup.IntraImageLoss', mode='triplet')), 'include_original=True'),
     ],
 )

@@ -2,6 +2,7 @@ from collections import deque
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ccop_mm.models import FeatureQueue
 from ccop_mm.models.queue import suggest_lengths
@@ -64,3 +65,19 @@ def test_suggested_lengths_have_the_ratio_of_coco():
 def test_length_must_be_positive():
     with pytest.raises(ValueError, match='length.*0'):
         FeatureQueue(length=0)
+
+
+def test_queue_of_unknown_length(generator):
+    queue = FeatureQueue('auto', 4)
+    keys = F.normalize(torch.randn(3, 4, generator=generator), dim=1)
+    with pytest.raises(ValueError, match="'auto'"):
+        queue.enqueue(keys)
+    queue.resize(5)
+    assert len(queue) == 5 and not queue.unsized
+    torch.testing.assert_close(queue.keys.norm(dim=0), torch.ones(5))
+    queue.enqueue(keys)
+    torch.testing.assert_close(queue.keys[:, :3].T, keys)
+    loaded = FeatureQueue('auto', 4)
+    loaded.load_state_dict(queue.state_dict())
+    loaded.enqueue(keys)
+    assert len(loaded) == 5 and loaded.pointer.item() == 1

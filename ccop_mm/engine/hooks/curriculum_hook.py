@@ -1,10 +1,12 @@
 """Advances the spatial noise curriculum during training."""
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmselfsup.registry import HOOKS
 
+from ccop_mm.engine.queue_lengths import size_queues
 from ccop_mm.models.box_jitter import SCSBoxJitter
+from ccop_mm.models.ccop import CCOP
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.model import unwrap_model
 
@@ -17,7 +19,19 @@ class SpatialCurriculumHook(Hook):
     settings and no state for epoch- and iteration-based loops, datasets of any size, gradient accumulation and resumed
     runs. It never exceeds 1. The hook logs ``zeta``, ``beta`` and ``acceptance``, the fraction of samples of Eq. 7 that
     reach the IoU threshold without rejection sampling.
+
+    In runs that are not started by tools/train.py, the hook also resolves ``queue_len='auto'``.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Sizes queues of length ``'auto'``, before a checkpoint is loaded.
+
+        Raises:
+            InputError: The length cannot be derived from the dataset.
+        """
+        model = unwrap_model(runner.model)
+        if isinstance(model, CCOP) and isinstance(runner.train_loop, BaseLoop):
+            size_queues(model, runner.train_loop.dataloader.dataset)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that the model has a box jitter.

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
@@ -118,3 +120,45 @@ def test_progress_does_not_exceed_one():
     SpatialCurriculumHook().before_train_iter(FakeRunner, 0)
     jitter = FakeRunner.model.box_jitter
     assert (jitter.progress, jitter.zeta, jitter.beta) == (1.0, pytest.approx(1.0), pytest.approx(0.3))
+
+
+def plain_runner(config, **changes):
+    """mmengine's Runner, as other projects build it."""
+    from mmengine.runner import Runner
+
+    from ccop_mm.compat import prepare_config
+
+    config.merge_from_dict({'model.queue_len': 'auto', 'train_cfg.max_epochs': 1, **changes})
+    config.experiment_name = f'plain_runner_{time.monotonic_ns()}'
+    return Runner.from_cfg(prepare_config(config))
+
+
+def test_queues_of_a_run_of_another_program_are_sized(small_config):
+    from ccop_mm.engine.queue_lengths import fit_queues
+
+    expected = small_config()
+    expected.model.queue_len = 'auto'
+    fit_queues(expected)
+    runner = plain_runner(small_config())
+    assert set(runner.model.unsized_queues()) == {'queue_len', 'object_queue_len'}
+    runner.train()
+    assert not runner.model.unsized_queues()
+    lengths = len(runner.model.image_queue), len(runner.model.object_queue)
+    assert lengths == (expected.model.queue_len, expected.model.object_queue_len)
+    assert runner.iter == 4 and runner.model.image_queue.pointer.item() == 8 % lengths[0]
+
+
+def test_one_queue_may_have_a_fixed_length(small_config):
+    runner = plain_runner(small_config(), **{'model.object_queue_len': 7})
+    runner.train()
+    assert len(runner.model.object_queue) == 7 and len(runner.model.image_queue) > 1
+
+
+def test_other_datasets_need_a_number():
+    from types import SimpleNamespace
+
+    from ccop_mm.engine.queue_lengths import size_queues
+
+    model = SimpleNamespace(unsized_queues=lambda: {'queue_len': None})
+    with pytest.raises(InputError, match='list'):
+        size_queues(model, [])
