@@ -95,9 +95,7 @@ class FeatureQueue(nn.Module):
             keys (Tensor): ``(N, D)``. N may be 0; if N is larger than K, only the last K keys are stored.
         """
         if self.unsized:
-            raise ValueError(
-                "queue_len='auto' has no length yet: train with SpatialCurriculumHook, or set a number"
-            )
+            raise ValueError("queue_len='auto' has no length yet: train with SpatialCurriculumHook, or set a number")
         if self.deferred:
             self._collected.append(keys)
             self._overwritten = None
