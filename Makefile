@@ -1,6 +1,7 @@
 # make env         create the environment
 # make demo        run the four steps end to end on synthetic images
 # make test        run all tests            make test-fast   run the tests that are not marked slow
+# make test-gpu    run the tests that need a GPU; the others never use one
 # make lint        ruff, codespell, import-linter and mypy, as in CI
 # make clean       remove build files (work_dirs/ is kept)
 # Settings: VENV=.venv  STACK=onedl|openmmlab  PYTHON=python3  WHEELS=folder of wheels to prefer  DATA=COCO-style folder
@@ -19,7 +20,7 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 export OMP_WAIT_POLICY ?= passive
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: env demo test test-fast lint format clean
+.PHONY: env demo test test-fast test-gpu lint format clean
 
 env:
 	@requirements/install.sh "$(VENV)" "$(STACK)" "$(PYTHON)" "$(WHEELS)"
@@ -32,6 +33,9 @@ test: env
 
 test-fast: env
 	@"$(VENV)/bin/python" -m pytest tests -n "$(JOBS)" --dist loadfile -m "not slow"
+
+test-gpu: env
+	@CCOP_MM_TEST_GPU=1 "$(VENV)/bin/python" -m pytest tests -m gpu
 
 lint: env
 	@"$(VENV)/bin/ruff" check .

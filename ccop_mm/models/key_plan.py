@@ -60,6 +60,8 @@ def gather_rows(rows: Tensor, counts: list[int], group: torch_dist.ProcessGroup 
     """
     if len(counts) == 1:
         return rows
+    if not any(counts):
+        return rows  # no collective: backends may not expect tensors without elements
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(_all_gather(padded, group), counts, strict=True)])

@@ -201,7 +201,7 @@ def _runtime_settings(sizes: Sizes) -> dict[str, Any]:
         env_cfg=dict(
             cudnn_benchmark=True,
             mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-            dist_cfg=dict(backend='nccl'),
+            dist_cfg=dict(backend='nccl', timeout=3600),
         ),
         log_processor=dict(window_size=10),
         visualizer=dict(type='SelfSupVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'),

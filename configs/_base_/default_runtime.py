@@ -20,7 +20,8 @@ custom_hooks = [
 env_cfg = dict(
     cudnn_benchmark=True,  # every batch has the same shape
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    # The other ranks wait while rank 0 runs a probe. nccl's default of 10 minutes can be too short for that.
+    dist_cfg=dict(backend='nccl', timeout=3600),
 )
 
 log_processor = dict(window_size=10)

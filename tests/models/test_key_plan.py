@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccop_mm.models import key_plan
-from ccop_mm.models.key_plan import group_sizes, plan_keys
+from ccop_mm.models.key_plan import gather_rows, group_sizes, plan_keys
 
 SCRIPT = Path(__file__).with_name('two_ranks.py')
 
@@ -102,3 +102,9 @@ def test_queues_are_identical_on_every_rank_and_equal_to_one_process(ranks, case
     (first, second), alone = ranks(case)
     assert torch.equal(first[queue], second[queue])
     torch.testing.assert_close(first[queue], alone[queue], rtol=0, atol=1e-9)
+
+
+def test_nothing_is_gathered_if_no_rank_has_rows(monkeypatch):
+    monkeypatch.setattr(key_plan, '_all_gather', lambda *_: pytest.fail('a collective without elements'))
+    rows = torch.zeros(0, 10, 4)
+    assert gather_rows(rows, [0, 0, 0]) is rows

@@ -14,5 +14,5 @@ def probe_parser() -> argparse.ArgumentParser:
     parser.add_argument('checkpoint', nargs='?', help='pre-training checkpoint (default: random weights)')
     parser.add_argument('--annotations', required=True, help='COCO annotation file with boxes')
     parser.add_argument('--images', required=True, help='root folder of the annotated images')
-    parser.add_argument('--device', default='cpu', help='device of the model, e.g. cuda (default: %(default)s)')
+    parser.add_argument('--device', default='auto', help='device of the model (default: a GPU if there is one)')
     return parser

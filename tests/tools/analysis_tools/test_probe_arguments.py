@@ -18,7 +18,7 @@ def probe_arguments():
 
 def test_model_and_images(probe_arguments):
     images = ('--annotations', 'a.json', '--images', 'b')
-    expected = dict(config='c.py', checkpoint=None, annotations='a.json', images='b', device='cpu')
+    expected = dict(config='c.py', checkpoint=None, annotations='a.json', images='b', device='auto')
     parser = probe_arguments.probe_parser()
     assert vars(parser.parse_args(['c.py', *images])) == expected
     arguments = vars(parser.parse_args(['c.py', 'd.pth', *images, '--device', 'cuda']))
