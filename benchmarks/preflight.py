@@ -32,28 +32,31 @@ def write_json(path: Path, num_images: int, num_boxes: int, num_points: int) -> 
     rng = np.random.default_rng(0)
     sides = rng.uniform(4, 200, (num_boxes, 2))
     corners = rng.random((num_boxes, 2)) * (np.array([640, 480]) - sides)
-    boxes = np.concatenate([corners, sides], axis=1).round(2).tolist()
-    rows = zip(rng.integers(num_images, size=num_boxes), rng.integers(NUM_CLASSES, size=num_boxes), boxes, strict=True)
-    polygon = rng.uniform(0, 480, 2 * num_points).round(2).tolist()
-    annotations = [
-        {
-            'id': number + 1,
-            'image_id': 10 + int(image),
-            'category_id': 1 + int(category),
-            'bbox': box,
-            'area': box[2] * box[3],
-            'iscrowd': 0,
-            'segmentation': [polygon],
-        }
-        for number, (image, category, box) in enumerate(rows)
-    ]
+    image_ids, category_ids = (
+        10 + rng.integers(num_images, size=num_boxes),
+        1 + rng.integers(NUM_CLASSES, size=num_boxes),
+    )
+    shape = rng.random((num_points, 2))
+    shape[:2] = [[0, 0], [1, 1]]  # so that the polygon is as large as the box
     images = [
         {'id': 10 + number, 'file_name': f'{number:012d}.jpg', 'width': 640, 'height': 480}
         for number in range(num_images)
     ]
     categories = [{'id': number + 1, 'name': f'class {number}'} for number in range(NUM_CLASSES)]
     with atomic_write(path, 'w') as file:
-        json.dump({'images': images, 'annotations': annotations, 'categories': categories}, file)
+        file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')
+        for number, (corner, side) in enumerate(zip(corners, sides, strict=True)):
+            annotation = {
+                'id': number + 1,
+                'image_id': int(image_ids[number]),
+                'category_id': int(category_ids[number]),
+                'bbox': [*corner.round(2).tolist(), *side.round(2).tolist()],
+                'area': float(side.prod().round(2)),
+                'iscrowd': 0,
+                'segmentation': [(corner + shape * side).round(2).flatten().tolist()],
+            }
+            file.write(f'{", " if number else ""}{json.dumps(annotation)}')
+        file.write(']}')
 
 
 def measure(path: Path, folder: Path) -> dict[str, float]:

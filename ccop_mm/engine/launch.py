@@ -1,13 +1,16 @@
 """Entry points of tools/train.py and tools/test.py: from a config file and a command line to a run."""
 
+import contextlib
 import errno
 import logging
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -116,6 +119,51 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
 
 
+class _IterationObserver(Hook):
+    """Remembers whether an iteration was completed."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.completed = False
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Called after an iteration of the training."""
+        self.completed = True
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
+    ) -> None:
+        """Called after an iteration of the test."""
+        self.completed = True
+
+
+@contextlib.contextmanager
+def _explain_first_failure(runner: Runner) -> Iterator[None]:
+    """Turns an error before the end of the first iteration into an :class:`InputError`.
+
+    Parts of a config that do not fit each other, such as the channels of backbone and neck, are noticed there. A later
+    error keeps its traceback, because it is not reproduced as quickly.
+    """
+    observer = _IterationObserver()
+    runner.register_hook(observer)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # models, datasets and transforms may raise anything
+        if observer.completed or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
+            raise
+        message = f'{type(error).__name__}: {single_line(error)}'
+        if str(error).startswith('Caught '):  # in a worker of the data loader, whose traceback the message contains
+            message = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f'the first iteration failed: {message}; correct the config or the data, or pass --debug for the traceback'
+        ) from error
+
+
 def check(cfg: Config, checkpoint: str | None = None) -> Report:
     """Completes the config of a run and checks it, its data and its weights; nothing is started.
 
@@ -192,7 +240,8 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     if overwrite:
         runner.register_hook(DeleteEarlierCheckpointsHook())
     try:
-        runner.train()
+        with _explain_first_failure(runner):
+            runner.train()
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -229,15 +278,21 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
     tolerate_unreadable_images(cfg, 'test_dataloader', 'blank')
     cfg.load_from = checkpoint
     if results is None:
-        return build_runner(cfg).test()
+        return _run_test(cfg)
     folder = Path(results).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.results.') as temporary:
         _set_results_prefix(cfg, str(Path(temporary, Path(results).name)))
-        metrics = build_runner(cfg).test()
+        metrics = _run_test(cfg)
         for path in sorted(Path(temporary).iterdir()):
             os.replace(path, folder / path.name)
     return metrics
+
+
+def _run_test(cfg: Config) -> dict:
+    runner = build_runner(cfg)
+    with _explain_first_failure(runner):
+        return runner.test()
 
 
 def _set_results_prefix(cfg: Config, prefix: str) -> None:

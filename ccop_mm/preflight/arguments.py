@@ -223,7 +223,8 @@ def find_components(cfg: Any) -> Iterator[Component]:
     yield from _loop_components(cfg, scope)
     for evaluator in ('val_evaluator', 'test_evaluator'):
         for path, node in _items(cfg, evaluator):
-            if 'metrics' not in node:
+            # Without a metric's type, it is a dict of metrics for an Evaluator.
+            if 'metrics' not in node or find_class(registries.METRICS, node.get('type'), scope) is not None:
                 yield Component(path, node, registries.METRICS, scope)
     if isinstance(cfg.get('log_processor'), dict):
         yield Component(

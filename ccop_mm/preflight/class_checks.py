@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ccop_mm.preflight.arguments import closest, default_argument, find_class
+from ccop_mm.preflight.arguments import closest, default_argument, find_class, type_name
 from ccop_mm.preflight.coco_table import CocoTable, duplicates
-from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.findings import Report, format_value
 from ccop_mm.preflight.splits import Split
 from ccop_mm.preflight.summary import count
 from ccop_mm.utils.text import format_truncated
@@ -152,14 +152,52 @@ def check_heads(cfg: Config, classes: Sequence[str], key: str, report: Report) -
         key (str): Config key of the dataset, for messages.
         report (Report): Receives the findings.
     """
+    scope = cfg.get('default_scope')
+    wrong: dict[tuple[str, int], list[str]] = {}
     for path, head in iterate_heads(cfg.get('model') or {}, 'model'):
-        number = _num_classes(head, cfg.get('default_scope'))
+        if 'num_classes' in head and type(head['num_classes']) is not int:
+            report.error(f'{path}.num_classes', f'is {format_value(head["num_classes"])}', f'set {len(classes)}')
+        number = _number(head, 'num_classes', scope)
         if number is not None and number != len(classes):
-            report.error(
-                f'{path}.num_classes',
-                f'the head predicts {number} classes, but {key} has {len(classes)} ({format_truncated(classes, 3)})',
-                f'set {path}.num_classes={len(classes)}',
-            )
+            part, _, index = path.rpartition('.')
+            wrong.setdefault((part if index.isdigit() else path, number), []).append(f'{path}.num_classes')
+        elif number is not None:
+            _check_class_weights(path, head, len(classes), report)
+    for path, head in _iterate_panoptic_heads(cfg.get('model') or {}, 'model'):
+        number, stuff = (_number(head, f'num_{kind}_classes', scope) for kind in ('things', 'stuff'))
+        if number is not None and number != len(classes):
+            wrong.setdefault((path, number), []).append(f'{path}.num_things_classes')
+        elif number is not None and stuff is not None:
+            _check_class_weights(path, head, number + stuff, report)
+    for (_, number), paths in wrong.items():
+        report.error(
+            paths[0],
+            f'{"the head predicts" if len(paths) == 1 else f"{len(paths)} heads predict"} {number} classes, but {key} '
+            f'has {len(classes)} ({format_truncated(classes, 3)})',
+            f'set {", ".join(f"{path}={len(classes)}" for path in paths)}',
+        )
+
+
+def _check_class_weights(path: str, head: Mapping[str, Any], num_classes: int, report: Report) -> None:
+    """Checks that a list of weights per class has a weight of the background, too, if the loss uses softmax."""
+    loss = head.get('loss_cls')
+    weights = loss.get('class_weight') if isinstance(loss, Mapping) else None
+    if not isinstance(weights, (list, tuple)) or not isinstance(loss, Mapping) or loss.get('use_sigmoid'):
+        return
+    if type_name(loss) == 'CrossEntropyLoss' and len(weights) != num_classes + 1:
+        report.error(
+            f'{path}.loss_cls.class_weight',
+            f'it has {len(weights)} weights for {num_classes} classes and the background',
+            f'list {num_classes + 1} weights, that of the background is the last',
+        )
+
+
+def _iterate_panoptic_heads(model: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields config key and config of the heads of MaskFormer and similar detectors."""
+    for name in ('panoptic_head', 'panoptic_fusion_head'):
+        head = model.get(name)
+        if isinstance(head, Mapping):
+            yield f'{key}.{name}', head
 
 
 def iterate_heads(model: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -181,9 +219,9 @@ def iterate_heads(model: Mapping[str, Any], key: str) -> Iterator[tuple[str, Map
                 yield from iterate_heads(part, f'{key}.{name}.{number}' if many else f'{key}.{name}')
 
 
-def _num_classes(head: Mapping[str, Any], scope: str | None) -> int | None:
-    """Returns ``num_classes`` of a head, or the default of its class; None if it has none."""
-    if 'num_classes' in head:
-        return head['num_classes'] if isinstance(head['num_classes'], int) else None
-    number = default_argument(find_class(MODELS, head.get('type'), scope or 'mmengine'), 'num_classes')
+def _number(head: Mapping[str, Any], name: str, scope: str | None) -> int | None:
+    """Returns a number of classes of a head, or the default of its class; None if it has none."""
+    if name in head:
+        return head[name] if isinstance(head[name], int) else None
+    number = default_argument(find_class(MODELS, head.get('type'), scope or 'mmengine'), name)
     return number if isinstance(number, int) else None

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import gc
 import itertools
+import math
 import operator
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from ccop_mm.utils.text import format_truncated
 NUMBERS = frozenset({int, float})
 #: Number of annotations that are converted at a time, so that their values remain in the processor's cache.
 CHUNK_SIZE = 1024
+#: Largest number of annotations whose segmentation is kept.
+NUM_SEGMENTATIONS = 2000
 
 
 @dataclass(eq=False)
@@ -42,8 +45,10 @@ class CocoTable:
         has_area (np.ndarray): (n,) bool, whether the annotation has ``area``.
         has_numeric_area (np.ndarray): (n,) bool, whether its ``area`` is a number.
         has_segmentation (np.ndarray): (n,) bool, whether it has a segmentation that is not empty.
+        segmentations (dict[int, Any]): Segmentations of a sample of the annotations, by row.
         is_crowd (np.ndarray): (n,) bool.
         has_crowd_flag (np.ndarray): (n,) bool, whether it has ``iscrowd``.
+        has_numeric_crowd_flag (np.ndarray): (n,) bool, whether its ``iscrowd`` is a number or a boolean.
         keypoints (list): ``keypoints`` of each annotation, None where missing.
     """
 
@@ -63,8 +68,10 @@ class CocoTable:
     has_area: np.ndarray
     has_numeric_area: np.ndarray
     has_segmentation: np.ndarray
+    segmentations: dict[int, Any]
     is_crowd: np.ndarray
     has_crowd_flag: np.ndarray
+    has_numeric_crowd_flag: np.ndarray
     keypoints: list[Any]
 
     @classmethod
@@ -100,6 +107,10 @@ class CocoTable:
             category_ids=category_ids,
             category_names=_column(categories, 'categories', 'name', path),
             categories=categories,
+            segmentations={
+                row: annotations[row].get('segmentation')
+                for row in range(0, len(annotations), math.ceil(len(annotations) / NUM_SEGMENTATIONS) or 1)
+            },
             **{name: _join([chunk[name] for chunk in chunks]) for name in chunks[0]},
         )
 
@@ -182,6 +193,7 @@ def _annotation_columns(
         has_segmentation=np.array([bool(annotation.get('segmentation')) for annotation in annotations], dtype=bool),
         is_crowd=np.array(list(map(bool, crowd)), dtype=bool),
         has_crowd_flag=_present(crowd),
+        has_numeric_crowd_flag=_are_numbers(crowd, NUMBERS | {bool}),
         keypoints=[annotation.get('keypoints') for annotation in annotations],
     )
 
@@ -252,11 +264,11 @@ def _present(values: Sequence[Any]) -> np.ndarray:
     return np.array([value is not None for value in values], dtype=bool)
 
 
-def _are_numbers(values: Sequence[Any]) -> np.ndarray:
-    """Returns whether values are numbers, (n,) bool; numbers as text and booleans are not."""
-    if set(map(type, values)) <= NUMBERS:
+def _are_numbers(values: Sequence[Any], types: Collection[type] = NUMBERS) -> np.ndarray:
+    """Returns whether values have one of some types, (n,) bool; numbers as text and, by default, booleans do not."""
+    if set(map(type, values)) <= set(types):
         return np.ones(len(values), dtype=bool)
-    return np.array([type(value) in NUMBERS for value in values], dtype=bool)
+    return np.array([type(value) in types for value in values], dtype=bool)
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:

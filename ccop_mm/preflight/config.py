@@ -26,7 +26,7 @@ from ccop_mm.preflight.arguments import (
     takes_only_numbers,
     type_name,
 )
-from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.findings import Report, format_value
 from ccop_mm.utils.run_config import expected_world_size
 
 #: Top-level keys that mmengine, mmdet's tools or this project read, and the types of their values.
@@ -126,7 +126,7 @@ def check_keys(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> Non
             hook_names = [name for name, hook in default_hooks.items() if isinstance(hook, dict) and 'type' in hook]
             name = closest(component.path.rpartition('.')[2], hook_names)
             fix = f'did you mean default_hooks.{name}' if name else "set its class with type='...'"
-            report.error(component.path, f'{_short(component.node)} has no type', fix)
+            report.error(component.path, f'{format_value(component.node)} has no type', fix)
             continue
         target = component.find_class()
         if target is None:
@@ -153,7 +153,7 @@ def _check_arguments(path: str, node: Any, accepted: Any, owner: str, report: Re
         if name not in accepted:
             match = closest(str(name), accepted - COMMON)
             fix = f'did you mean {path}.{match}' if match else f'remove {path}.{name}'
-            report.error(f'{path}.{name}', f'{owner} has no argument {name!r} ({name}={_short(node[name])})', fix)
+            report.error(f'{path}.{name}', f'{owner} has no argument {name!r} ({name}={format_value(node[name])})', fix)
 
 
 def check_values(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> None:
@@ -171,12 +171,12 @@ def check_values(cfg: Config, report: Report, unused: tuple[str, ...] = ()) -> N
         node = cfg.get(parent)
         value = node.get(name) if isinstance(node, Mapping) and not path.startswith(unused) else None
         if value is not None and not _is_whole_number(value, minimum):
-            report.error(path, f'is {_short(value)}', f'set a whole number of at least {minimum}')
+            report.error(path, f'is {format_value(value)}', f'set a whole number of at least {minimum}')
     model = cfg.get('model')
     for name in ('queue_len', 'object_queue_len') if type_name(model) == 'CCOP' else ():
         length = model.get(name)
         if length not in (None, 'auto') and not _is_whole_number(length, 1):
-            report.error(f'model.{name}', f'is {_short(length)}', "set a whole number of at least 1, or 'auto'")
+            report.error(f'model.{name}', f'is {format_value(length)}', "set a whole number of at least 1, or 'auto'")
     hooks = cfg.get('custom_hooks') or []
     if isinstance(hooks, str):
         report.error('custom_hooks', f'is the text {hooks!r}', f'write [{_as_hook(hooks)}]')
@@ -227,11 +227,6 @@ def _misspelt_top_level(key: str, value: Any) -> str | None:
     return None if ending == known_ending and closest(stem, [known_stem]) is None else known
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = ' '.join(repr(dict(value) if isinstance(value, dict) else value).split())
-    return text if len(text) <= limit else f'{text[:limit]}...'
-
-
 def check_options(cfg: Config, options: Mapping[str, Any], report: Report) -> None:
     """Checks ``--cfg-options`` against the config that they change.
 
@@ -249,7 +244,7 @@ def check_options(cfg: Config, options: Mapping[str, Any], report: Report) -> No
         if first not in TOP_LEVEL:
             _check_top_level_option(cfg, path, first, report)
             continue
-        node, parent = cfg.get(first), first
+        node, parent, in_list = cfg.get(first), first, False
         if node is None and first not in cfg:
             continue
         for name in rest:
@@ -262,22 +257,25 @@ def check_options(cfg: Config, options: Mapping[str, Any], report: Report) -> No
                         f'use a number from 0 to {len(node) - 1}' if node else 'set the whole list',
                     )
                     break
-                node = node[int(name)]
+                node, in_list = node[int(name)], True
             elif isinstance(node, Mapping):
                 if name not in node:
                     if parent not in checked and f'{parent}.type' not in options:
                         _check_new_key(node, parent, name, where, scope, report)
                     break
-                node = node[name]
+                node, in_list = node[name], False
             else:
                 fix = f'set {parent} as a whole, with _delete_=True'
-                report.error(where, f'{parent} is {_short(node)} and has no {name!r}', fix)
+                report.error(where, f'{parent} is {format_value(node)} and has no {name!r}', fix)
                 break
             parent = f'{parent}.{name}'
         else:
             # mmengine merges dicts only.
-            if isinstance(value, dict) and not isinstance(node, (dict, list)) and '_delete_' not in value:
-                what = f'{path} is {_short(node)}, with which a dict cannot be merged'
+            if in_list and not (isinstance(value, dict) and isinstance(node, dict)):
+                what = f'{path} is an element of a list, which cannot be replaced'
+                report.error(f'--cfg-options {path}', what, f'set {path.rpartition(".")[0]} as a whole')
+            elif isinstance(value, dict) and not isinstance(node, (dict, list)) and '_delete_' not in value:
+                what = f'{path} is {format_value(node)}, with which a dict cannot be merged'
                 report.error(f'--cfg-options {path}', what, 'add _delete_=True to the dict')
 
 

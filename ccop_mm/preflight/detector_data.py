@@ -1,5 +1,7 @@
 """Checks of the data of a detector against its config, and the description of data, model and schedule."""
 
+import codecs
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,15 @@ from ccop_mm.preflight.json_checks import check_json, check_segmentations
 from ccop_mm.preflight.keypoint_checks import check_flip_pairs, check_keypoint_head, check_keypoints, read_skeleton
 from ccop_mm.preflight.resume import proposal_file
 from ccop_mm.preflight.splits import Split, find_evaluators, find_splits
-from ccop_mm.preflight.summary import count, describe_model, describe_schedule, total, used_images
+from ccop_mm.preflight.summary import (
+    check_indices,
+    count,
+    describe_model,
+    describe_schedule,
+    filter_images,
+    select_images,
+    total,
+)
 from ccop_mm.preflight.voc_checks import check_voc
 from ccop_mm.utils.coco_json import read_json
 from ccop_mm.utils.errors import InputError
@@ -84,14 +94,22 @@ class _Tables:
                 self._report.error(key, f'{path} does not exist', f'set {key} to the annotation file')
                 return None
             try:
+                _check_encoding(path)
                 with paused_garbage_collection():
                     table = CocoTable.from_json(read_json(path), path)
             except InputError as error:
-                self._report.error(path, str(error).removeprefix(f'{path}: '), f'correct the file, or {key}')
+                self._report.error(path, str(error).removeprefix(path).lstrip(': '), f'correct the file, or {key}')
                 return None
             check_json(table, self._report)
             self._tables[path] = table
         return self._tables[path]
+
+
+def _check_encoding(path: str) -> None:
+    """Raises an error for a byte order mark, at which pycocotools ends with a traceback."""
+    with contextlib.suppress(OSError), open(path, 'rb') as file:  # reading the json reports that it cannot be read
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            raise InputError('the file starts with a byte order mark, save it as UTF-8 without')
 
 
 def _check_data(cfg: Config, parts: Sequence[str], report: Report) -> int | None:
@@ -102,9 +120,9 @@ def _check_data(cfg: Config, parts: Sequence[str], report: Report) -> int | None
     """
     splits = find_splits(cfg, parts)
     classes = {split.key: names for split in splits if (names := read_classes(split, report)) is not None}
-    check_splits_agree(classes, report)
-    # Detectors with text queries do not have one output per class.
+    # Detectors with text queries do not have one output per class, and are tested with any classes.
     if classes and not any(split.config.get('return_classes') for split in splits):
+        check_splits_agree(classes, report)
         key, names = next(iter(classes.items()))
         check_heads(cfg, names, key, report)
     tables = _Tables(report)
@@ -173,8 +191,15 @@ def _check_split(
         if split.part == 'train':
             check_flip_pairs(skeleton, split, report)
         check_keypoints(table, used, classes, skeleton, split.key, report)
-        check_keypoint_head(cfg.get('model') or {}, skeleton, split.key, report)
-    kept = used_images(table, used, split)
+        if split.part != 'val':
+            check_keypoint_head(cfg.get('model') or {}, skeleton, split.key, report)
+    if used.any() and table.is_crowd[used].all():
+        add = report.error if split.part == 'train' else report.warning
+        what = f'all {used.sum():,} objects have "iscrowd" 1, which marks groups that are neither trained nor counted'
+        add(table.path, what, 'set "iscrowd" to 0 for single objects')
+    kept = filter_images(table, used, split)
+    if check_indices(split, int(kept.sum()), report):
+        kept = select_images(kept, split.config.get('indices'))
     if split.part == 'train' and not kept.any() and used.any():
         limits = {key: split.config[key] for key in ('filter_cfg', 'indices') if split.config.get(key) is not None}
         what = f'no image of {table.path} is left after {", ".join(f"{key}={value}" for key, value in limits.items())}'

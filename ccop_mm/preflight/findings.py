@@ -3,10 +3,17 @@
 import enum
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmengine.logging import print_log
 
 from ccop_mm.utils.errors import InputError
+
+
+def format_value(value: Any, limit: int = 60) -> str:
+    """Formats a value of a config for a finding, shortened to some characters."""
+    text = ' '.join(repr(dict(value) if isinstance(value, dict) else value).split())
+    return text if len(text) <= limit else f'{text[:limit]}...'
 
 
 class Level(enum.Enum):
@@ -56,11 +63,15 @@ class Report:
 
     def error(self, where: str, what: str, fix: str) -> None:
         """Adds a problem that prevents the run."""
-        self.findings.append(Finding(Level.ERROR, where, what, fix))
+        self._add(Finding(Level.ERROR, where, what, fix))
 
     def warning(self, where: str, what: str, fix: str) -> None:
         """Adds a problem that does not prevent the run."""
-        self.findings.append(Finding(Level.WARNING, where, what, fix))
+        self._add(Finding(Level.WARNING, where, what, fix))
+
+    def _add(self, finding: Finding) -> None:
+        if finding not in self.findings:  # two settings may require the same of a file
+            self.findings.append(finding)
 
     def saw(self, part: str) -> None:
         """Adds a part to the summary line."""

@@ -146,11 +146,39 @@ def explain_missing(missing: Sequence[str], root: str, listings: FolderListings)
         wanted = set(map(_stem, names))
         other = next(name for name in sorted(found) if _stem(name) in wanted)
         return f'the images have another suffix: the file is {other!r}'
-    for folder in sorted(entry for entry in found if '.' not in entry)[:MAX_SUBFOLDERS]:
-        inside = listings.names(os.path.join(root, folder))
-        if sum(base(name) in inside for name in names) > len(names) / 2:
-            return f'the images are in the subfolder {folder!r}: set data_prefix.img to it, or add it to the file names'
+    folders_of = _find_in_subfolders(set(map(base, names)), root)
+    if len(folders_of) > len(names) / 2:
+        places = sorted(set(folders_of.values()))
+        if len(places) == 1:
+            place = places[0]
+            return f'the images are in the subfolder {place!r}: set data_prefix.img to it, or add it to the file names'
+        listed = format_truncated(list(map(repr, places)), 3)
+        example, folder = sorted(folders_of.items())[0]
+        return f'the images are in the subfolders {listed}: add these to the file names, such as {folder}/{example}'
     return None
+
+
+def _find_in_subfolders(names: set[str], root: str) -> dict[str, str]:
+    """Searches the subfolders of a folder for files, the nearest first.
+
+    Returns:
+        dict[str, str]: Name of each file that was found -> subfolder relative to ``root``.
+    """
+    found: dict[str, str] = {}
+    queue, searched = [''], 0
+    while queue and searched < MAX_SUBFOLDERS and len(found) < len(names):
+        folder = queue.pop(0)
+        searched += 1
+        try:
+            entries = sorted(os.scandir(os.path.join(root or '.', folder)), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name in names:
+                found.setdefault(entry.name, folder)
+            elif entry.is_dir():
+                queue.append(os.path.join(folder, entry.name))
+    return {name: folder for name, folder in found.items() if folder}
 
 
 def _stem(name: str) -> str:

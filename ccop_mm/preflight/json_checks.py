@@ -4,6 +4,7 @@ import numpy as np
 
 from ccop_mm.preflight.coco_table import CocoTable, duplicates
 from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.mask_checks import check_masks
 from ccop_mm.utils.text import format_truncated
 
 #: Fraction of its image's side by which any box may exceed its image without a warning.
@@ -18,6 +19,10 @@ MAX_NORMALIZED = 1.5
 MIN_BOXES = 4
 #: Fraction of boxes that must be impossible in COCO's convention before another one is considered.
 MIN_UNUSUAL = 0.05
+#: Boxes of which none reaches beyond this fraction of width and height are probably not in pixels of the images.
+MAX_REACH = 0.5
+#: Smallest number of boxes from which this is inferred.
+MIN_BOXES_OF_REACH = 20
 #: Fraction of boxes that must fit another convention.
 MIN_FITTING = 0.99
 
@@ -54,6 +59,7 @@ def check_segmentations(table: CocoTable, used: np.ndarray, reason: str, report:
             f'{table.examples(missing)}',
             f'{reason} requires masks: add them, or train and test boxes only',
         )
+    check_masks(table, used, report)
 
 
 def _check_ids(table: CocoTable, report: Report) -> None:
@@ -99,10 +105,11 @@ def _check_references(table: CocoTable, report: Report) -> None:
         unknown = rows < 0
         if unknown.any():
             add = report.error if unknown.mean() > MAX_LOST_FRACTION or kind == 'category' else report.warning
+            article = 'an' if kind == 'image' else 'a'
             add(
                 table.path,
-                f'{unknown.sum():,} of {len(rows):,} annotations have a {kind}_id that is not in the json, the first '
-                f'annotations are {table.examples(unknown)}',
+                f'{unknown.sum():,} of {len(rows):,} annotations have {article} {kind}_id that is not in the json, '
+                f'the first annotations are {table.examples(unknown)}',
                 f'{effect}: list the missing {kind} ids, or remove the annotations',
             )
 
@@ -154,6 +161,27 @@ def _check_boxes(table: CocoTable, report: Report) -> None:
             f'the first are {table.examples(exceeding)}',
             'check that the boxes and the sizes in the json belong to the same version of the images',
         )
+    reach = _reach(table.boxes[known], table.image_sizes[known])
+    if reach is not None:
+        report.warning(
+            table.path,
+            f'no box reaches beyond {reach[0]:.0%} of the width and {reach[1]:.0%} of the height of its image',
+            'check that the boxes are in pixels of these images, and not in percent or of smaller ones',
+        )
+
+
+def _reach(boxes: np.ndarray, sizes: np.ndarray) -> tuple[float, float] | None:
+    """Returns the largest right and lower edge relative to the image if they are suspiciously small, otherwise None.
+
+    Args:
+        boxes (np.ndarray): (n, 4) finite x, y, width, height.
+        sizes (np.ndarray): (n, 2) width and height of the image of each box.
+    """
+    if len(boxes) < MIN_BOXES_OF_REACH:
+        return None
+    right, lower = ((boxes[:, axis] + boxes[:, 2 + axis]).astype(float) / sizes[:, axis] for axis in (0, 1))
+    reach = float(right.max()), float(lower.max())
+    return reach if max(reach) < MAX_REACH else None
 
 
 def infer_convention(boxes: np.ndarray, sizes: np.ndarray) -> tuple[str, int] | None:
@@ -230,6 +258,14 @@ def _check_areas(table: CocoTable, report: Report) -> None:
             f'{empty.sum():,} of {table.num_annotations:,} annotations have an "area" of 0 or less, or NaN, '
             f'although their box is not empty, the first are {table.examples(empty)}',
             'mmdet ignores these objects, and keypoints never match: remove "area" to use that of the polygon or box',
+        )
+    invalid = table.has_crowd_flag & ~table.has_numeric_crowd_flag
+    if invalid.any():
+        report.error(
+            table.path,
+            f'{invalid.sum():,} of {table.num_annotations:,} annotations have an "iscrowd" that is not a number, the '
+            f'first are {table.examples(invalid)}',
+            'any text, also "0", marks a group, which is not trained: write 0 or 1 without quotation marks',
         )
     if not table.has_crowd_flag.all():
         absent = ~table.has_crowd_flag

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 from ccop_mm.preflight.arguments import type_name
-from ccop_mm.preflight.coco_table import CocoTable
+from ccop_mm.preflight.coco_table import NUMBERS, CocoTable
 from ccop_mm.preflight.findings import Report
 from ccop_mm.preflight.splits import Split
 from ccop_mm.utils.errors import InputError
 from ccop_mm.utils.text import format_truncated
 
+#: Number of objects whose keypoints are checked.
+NUM_CHECKED = 2000
+#: Largest coordinate that is taken for a normalized one.
+MAX_NORMALIZED = 1.5
 #: Words in names of keypoints that are exchanged in a mirrored image.
 MIRRORED_WORDS = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}
 
@@ -117,6 +121,52 @@ def check_keypoints(
             f'none of the {used.sum():,} objects has "keypoints"',
             'use a file with keypoints, such as person_keypoints_train2017.json',
         )
+    _check_coordinates(table, np.flatnonzero(used & (lengths == 3 * len(names))), report)
+
+
+def _check_coordinates(table: CocoTable, rows: np.ndarray, report: Report) -> None:
+    """Checks the values of the keypoints of a sample of the objects.
+
+    Args:
+        table (CocoTable): Content of the json.
+        rows (np.ndarray): Annotations with the right number of values.
+        report (Report): Receives the findings.
+    """
+    rows = rows[:: max(1, len(rows) // NUM_CHECKED)]
+    numeric = [row for row in rows if NUMBERS.issuperset(map(type, table.keypoints[row]))]
+    if len(numeric) < len(rows):
+        invalid = np.zeros(table.num_annotations, dtype=bool)
+        invalid[np.setdiff1d(rows, numeric)] = True
+        what = f'"keypoints" of {invalid.sum():,} of {len(rows):,} checked objects contain other values than numbers'
+        report.error(table.path, f'{what}, the first are {table.examples(invalid)}', 'write numbers without quotes')
+    if not numeric:
+        return
+    points = np.array([table.keypoints[row] for row in numeric], dtype=np.float64).reshape(len(numeric), -1, 3)
+    labeled = points[..., 2] > 0
+    size = np.nanmax(np.where(labeled[..., None], np.abs(points[..., :2]), np.nan), axis=(1, 2), initial=0)
+    extended = table.boxes[numeric, 2:].min(axis=1) > 2 * MAX_NORMALIZED
+    groups = (
+        (
+            ~np.isfinite(points).all(axis=(1, 2)),
+            'contain NaN or infinity',
+            'the loss would become NaN: correct the file',
+        ),
+        (
+            labeled.any(axis=1) & (size <= MAX_NORMALIZED) & extended,
+            'are relative to the image size',
+            'multiply x and y by width and height of the image',
+        ),
+    )
+    for found, problem, fix in groups:
+        if found.any():
+            mask = np.zeros(table.num_annotations, dtype=bool)
+            mask[np.array(numeric)[found]] = True
+            report.error(
+                table.path,
+                f'"keypoints" of {found.sum():,} of {len(rows):,} checked objects {problem}, the first are '
+                f'{table.examples(mask)}',
+                fix,
+            )
 
 
 def check_keypoint_head(model: Mapping[str, Any], skeleton: Mapping[str, Any], key: str, report: Report) -> None:

@@ -6,8 +6,14 @@ from ccop_mm.preflight.checkpoint import read_checkpoint
 from ccop_mm.preflight.config import check_config, check_test_config
 from ccop_mm.preflight.detector_data import check_test_data, check_training_data
 from ccop_mm.preflight.findings import Report
+from ccop_mm.preflight.metric_names import check_metric_names
 from ccop_mm.preflight.resume import check_resume
-from ccop_mm.preflight.weights import check_initializers, check_load_from, check_resume_weights, check_test_weights
+from ccop_mm.preflight.weights import (
+    check_initializers,
+    check_load_from,
+    check_resume_weights,
+    check_test_weights,
+)
 
 
 def check_training(cfg: Config, resume: str | None = None) -> Report:
@@ -22,6 +28,7 @@ def check_training(cfg: Config, resume: str | None = None) -> Report:
     """
     report = Report()
     check_config(cfg, report)
+    check_metric_names(cfg, report)
     check_training_data(cfg, report)
     if resume is None:
         check_initializers(cfg, report)

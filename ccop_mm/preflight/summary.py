@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.coco_table import CocoTable
+from ccop_mm.preflight.findings import Report, format_value
 from ccop_mm.preflight.splits import Split
 from ccop_mm.utils.run_config import expected_world_size
 
@@ -60,8 +61,8 @@ def _is_positive(number: Any) -> bool:
     return isinstance(number, (int, float)) and number > 0
 
 
-def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
-    """Returns the images that ``filter_cfg`` and ``indices`` leave in a dataset, (m,) bool.
+def filter_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
+    """Returns the images that ``filter_cfg`` leaves in a dataset, (m,) bool.
 
     Args:
         table (CocoTable): Content of the json.
@@ -71,7 +72,7 @@ def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
     kept = np.ones(table.num_images, dtype=bool)
     options = split.config.get('filter_cfg') or {}
     if split.config.get('test_mode'):
-        return _select(kept, split.config.get('indices'))
+        return kept
     if options.get('filter_empty_gt'):
         rows = table.image_rows[used]
         kept[:] = False
@@ -81,21 +82,46 @@ def used_images(table: CocoTable, used: np.ndarray, split: Split) -> np.ndarray:
         labeled = [sum(flag > 0 for flag in (table.keypoints[row] or [])[2::3]) for row in rows]
         per_image = np.bincount(table.image_rows[rows], weights=labeled, minlength=table.num_images)
         kept &= per_image >= options['min_keypoints']
-    kept &= ~(table.sizes.min(axis=1) < options.get('min_size', 0))
-    return _select(kept, split.config.get('indices'))
+    return kept & ~(table.sizes.min(axis=1) < options.get('min_size', 0))
 
 
-def _select(kept: np.ndarray, indices: int | Sequence[int] | None) -> np.ndarray:
-    """Leaves the first images, for a negative number the last ones, or those at some positions."""
+def check_indices(split: Split, num_images: int, report: Report) -> bool:
+    """Checks that ``indices`` of a dataset is a number of images, or a list of positions that exist.
+
+    Args:
+        split (Split): Dataset.
+        num_images (int): Number of its images after ``filter_cfg``.
+        report (Report): Receives at most one finding.
+
+    Returns:
+        bool: Whether it is.
+    """
+    indices, where = split.config.get('indices'), f'{split.key}.indices'
+    if indices is None or type(indices) is int:
+        return True
+    if not isinstance(indices, (list, tuple)) or not all(type(index) is int for index in indices):
+        report.error(where, f'is {format_value(indices)}', 'set a number of images, or a list of positions')
+        return False
+    absent = [index for index in indices if not -num_images <= index < num_images]
+    if absent:
+        report.error(where, f'the dataset of {num_images:,} images has no position {absent[0]}', 'remove it')
+    return not absent
+
+
+def select_images(kept: np.ndarray, indices: Any) -> np.ndarray:
+    """Returns the images that ``indices`` of a dataset leaves, (m,) bool.
+
+    Args:
+        kept (np.ndarray): (m,) bool, images after ``filter_cfg``.
+        indices (Any): Number of the first images, for a negative number of the last ones, or a list of positions.
+            None leaves all.
+    """
     if indices is None:
         return kept
     rows = np.flatnonzero(kept)
-    if isinstance(indices, int):
-        rows = rows[:indices] if indices >= 0 else rows[indices:]
-    else:
-        rows = rows[[index for index in indices if -len(rows) <= index < len(rows)]]
+    first = slice(indices) if isinstance(indices, int) and indices >= 0 else slice(indices, None)
     selected = np.zeros_like(kept)
-    selected[rows] = True
+    selected[rows[first if isinstance(indices, int) else list(indices)]] = True
     return selected
 
 

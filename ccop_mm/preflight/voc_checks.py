@@ -15,6 +15,7 @@ from ccop_mm.preflight.image_checks import (
     FolderListings,
     applies_orientation,
     check_headers,
+    explain_missing,
     find_missing,
     report_missing,
 )
@@ -47,8 +48,10 @@ def check_voc(split: Split, classes: Sequence[str], report: Report) -> None:
         what = f'{len(absent):,} of the {len(names):,} XML files of {path} do not exist: {format_truncated(absent, 3)}'
         report.error(annotations, what, 'add them, or remove these names from the list')
     missing = find_missing([f'{name}.jpg' for name in names], images, listings)
-    report_missing(missing, len(names), images, path, 'add them, or remove these names from the list', report)
-    readable = sorted(set(names) - {Path(name).stem for name in absent})
+    reason = explain_missing(missing, images, listings) if missing else None
+    fix = f'{reason}, while {split.dataset_class.__name__} reads .jpg' if reason else 'add them, or correct the list'
+    report_missing(missing, len(names), images, path, fix, report)
+    readable = sorted(set(names) - {name.removesuffix('.xml') for name in absent})
     step = max(1, len(readable) // SAMPLE_SIZE)
     sample = {}
     for name in readable[::step][:SAMPLE_SIZE]:
@@ -95,6 +98,10 @@ def _check_names(sample: Mapping[str, Any], classes: Sequence[str], split: Split
     names = Counter(item['name'] for content in sample.values() for item in content['objects'])
     unknown = {name: number for name, number in names.items() if name not in classes}
     where, files = f'{split.key}.metainfo.classes', f'{len(sample)} XML files of {split.annotation_file}'
+    if sample and not names:
+        add = report.error if split.part == 'train' else report.warning
+        add(split.annotation_file, f'the {len(sample)} XML files contain no objects', 'use files with objects')
+        return
     if names and len(unknown) == len(names):
         what = f'none of the objects in {files} has one of the {len(classes)} classes ({format_truncated(classes, 3)})'
         report.error(where, what, f'set it to the names in the files: {format_truncated(list(map(repr, names)), 20)}')

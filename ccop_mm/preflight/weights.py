@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ccop_mm.preflight.arguments import type_name
 from ccop_mm.preflight.checkpoint import RunCheckpoint, read_checkpoint
 from ccop_mm.preflight.class_checks import describe_difference, read_classes
 from ccop_mm.preflight.findings import Report
@@ -72,31 +73,79 @@ def check_resume_weights(cfg: Config, report: Report, checkpoint: RunCheckpoint)
 
 
 def check_initializers(cfg: Config, report: Report) -> None:
-    """Checks that the files of the initializers exist, which mmengine opens after it has built the model.
+    """Checks the files of the initializers, which mmengine opens after it has built the model.
 
-    Remote files are not checked. A resumed run does not load them.
+    They must exist. Those of mmengine's ``Pretrained``, which ignores keys that do not fit, must contain at least half
+    of the parameters of the initialized part, and finite values; other initializers check this themselves. Remote files
+    are not checked. A resumed run does not load them.
     """
-    for path, checkpoint in _initial_checkpoints(cfg.get('model'), 'model'):
-        if '://' not in checkpoint and not Path(checkpoint).is_file():
+    for path, initializer in _initializers(cfg.get('model'), 'model'):
+        checkpoint = initializer['checkpoint']
+        if '://' in checkpoint:
+            continue
+        if not Path(checkpoint).is_file():
             what = f'{checkpoint} does not exist'
-            report.error(path, what, 'run the training that writes it first, or set another file')
+            report.error(f'{path}.checkpoint', what, 'run the training that writes it first, or set another file')
+        elif type_name(initializer) == 'Pretrained':
+            _check_pretrained(cfg, path, initializer, report)
 
 
-def _initial_checkpoints(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yields config path and file of each ``init_cfg`` that loads a checkpoint, in any part of a model."""
+def _check_pretrained(cfg: Config, path: str, initializer: Mapping[str, Any], report: Report) -> None:
+    """Checks the file of an initializer of type ``Pretrained``.
+
+    Args:
+        cfg (Config): Training config.
+        path (str): Config path of the initializer.
+        initializer (Mapping): The initializer.
+        report (Report): Receives the findings.
+    """
+    checkpoint = read_checkpoint(initializer['checkpoint'], report)
+    if checkpoint is None:
+        return
+    prefix = initializer.get('prefix')
+    state = checkpoint.state
+    if prefix:
+        start = f'{prefix.rstrip(".")}.'
+        state = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    _check_finite(state, report, checkpoint.path)
+    model = build_for_comparison(cfg)
+    module = None
+    part = path.rpartition('.init_cfg')[0]
+    with contextlib.suppress(AttributeError):  # some models have other names than their config
+        module = None if model is None else model.get_submodule(part.partition('.')[2])
+    if module is None:
+        return
+    fit = compare_with_model(module, state)
+    names = [name for name, _ in module.named_parameters()]
+    loaded = set(names) - {*fit.missing, *fit.reshaped}
+    start = '' if part == 'model' else 'backbone.'
+    depths = [resnet_depth([start + key for key in keys]) for keys in (state, module.state_dict())]
+    if None not in depths and depths[0] != depths[1]:
+        what = f'{checkpoint.path} contains a ResNet-{depths[0]}, the model a ResNet-{depths[1]}'
+        report.error(path, what, 'set the same depth, or another file')
+    elif len(loaded) < MIN_BACKBONE_FRACTION * len(names):
+        kept = 'the others would keep random values'
+        fix = 'use a file with the weights of this part'
+        if not prefix and any(f'backbone.{name}' in state for name in names):
+            fix = "set prefix='backbone.'"
+        what = f'{checkpoint.path} contains {len(loaded)} of the {len(names)} parameters of {part}, {kept}'
+        report.error(path, f'{what}: {"; ".join(describe_differences(fit))}', fix)
+
+
+def _initializers(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields config path and config of each initializer that loads a checkpoint, in any part of a model."""
     if isinstance(node, Mapping):
         single = node.get('init_cfg')
         listed = [(f'.{number}', part) for number, part in enumerate(single)] if isinstance(single, list) else None
         for suffix, initializer in [('', single)] if listed is None else listed:
-            checkpoint = initializer.get('checkpoint') if isinstance(initializer, Mapping) else None
-            if isinstance(checkpoint, str):
-                yield f'{path}.init_cfg{suffix}.checkpoint', checkpoint
+            if isinstance(initializer, Mapping) and isinstance(initializer.get('checkpoint'), str):
+                yield f'{path}.init_cfg{suffix}', initializer
         for name, part in node.items():
             if name != 'init_cfg':
-                yield from _initial_checkpoints(part, f'{path}.{name}')
+                yield from _initializers(part, f'{path}.{name}')
     elif isinstance(node, (list, tuple)):
         for number, part in enumerate(node):
-            yield from _initial_checkpoints(part, f'{path}.{number}')
+            yield from _initializers(part, f'{path}.{number}')
 
 
 def check_load_from(cfg: Config, report: Report) -> None:

@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
+from mmengine.hooks import Hook
+from mmselfsup.registry import HOOKS, TRANSFORMS
 from small_pretraining import config_text
 from torch.utils._pytree import tree_flatten
 
@@ -278,6 +281,68 @@ def test_errors_in_keys_stop_before_the_first_step(config, options, found, monke
     monkeypatch.setattr(launch, 'build_runner', lambda cfg: pytest.fail('the run was started'))
     with pytest.raises(PreflightError, match=found):
         launch.train(launch.load_config(**arguments(config, options=options)))
+
+
+ERRORS = dict(
+    shape=RuntimeError('expected 32 channels\nbut got 16'),
+    key=KeyError('absent'),
+    file=FileNotFoundError(2, 'No file'),
+    memory=RuntimeError('illegal memory access'),
+    input=InputError('data.json is damaged'),
+    disk=OSError(28, 'No space', 'a.pth'),
+)
+
+
+@HOOKS.register_module()
+class RaiseAt(Hook):
+    """Raises one of ERRORS in one iteration, as a model whose parts do not fit each other does in the first."""
+
+    def __init__(self, at, error):
+        self.at, self.error = at, error
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.at:
+            raise ERRORS[self.error]
+
+
+@TRANSFORMS.register_module()
+class RaiseKeyError(BaseTransform):
+    """Raises an error in a worker of the data loader."""
+
+    def transform(self, results):
+        return results['absent']
+
+
+def failing(config, at, error):
+    hooks = [dict(type='SpatialCurriculumHook'), dict(type='RaiseAt', at=at, error=error)]
+    return launch.load_config(**arguments(config, options={'custom_hooks': hooks}))
+
+
+@pytest.mark.parametrize('name', ['shape', 'key', 'file'])
+def test_error_in_the_first_iteration_is_one_line(config, name):
+    error = ERRORS[name]
+    with pytest.raises(InputError, match=type(error).__name__) as caught:
+        launch.train(failing(config, 0, name))
+    assert '\n' not in str(caught.value) and caught.value.__cause__ is error
+
+
+def test_error_in_a_worker_is_one_line(config):
+    options = {'train_dataloader.num_workers': 1, 'train_dataloader.dataset.pipeline': [dict(type='RaiseKeyError')]}
+    with pytest.raises(InputError, match="KeyError: 'absent'") as caught:
+        launch.train(launch.load_config(**arguments(config, options=options)))
+    assert '\n' not in str(caught.value) and 'Traceback' not in str(caught.value)
+
+
+def test_later_error_keeps_its_traceback(config):
+    with pytest.raises(RuntimeError) as caught:
+        launch.train(failing(config, 1, 'memory'))
+    assert caught.value is ERRORS['memory']
+
+
+@pytest.mark.parametrize('name, found', [('input', 'data.json is damaged'), ('disk', 'cannot write a.pth')])
+def test_error_with_a_message_of_its_own_keeps_it(config, name, found):
+    with pytest.raises(InputError, match=f'^{found}'):
+        launch.train(failing(config, 0, name))
 
 
 def test_probe_key_runs_a_probe(config):

@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -6,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from toy_training import toy_config
 
 from ccop_mm.engine import launch
-from ccop_mm.engine.resume import set_resume
+from ccop_mm.engine.resume import advance_schedules, set_resume
 from ccop_mm.preflight.findings import PreflightError
 from ccop_mm.preflight.resume import SETUP_KEY
 from ccop_mm.proposals.store import ProposalStore
@@ -222,3 +227,37 @@ def test_tool_exits_with_one_line(train, tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith('ERROR')]
     assert 'train_dataloader.batch_size' in line and 'epoch_1.pth' in line
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'iteration, epoch',
+    [(0, 0), (1, 0), (2, 0), (2, 1), (3, 1), (5, 2), (6, 2), (6, 3), (9, 4)],  # two iterations per epoch
+)
+@pytest.mark.parametrize('is_dict', [False, True])
+def test_schedules_are_advanced_to_an_iteration(tmp_path, iteration, epoch, is_dict):
+    """Compared with the closed forms of the schedules. After the last iteration, an epoch may not have ended yet."""
+    linear = dict(type='LinearLR', start_factor=0.2, by_epoch=False, begin=0, end=5)
+    step = dict(type='StepLR', step_size=2, gamma=0.5, by_epoch=True)
+    cosine = dict(type='CosineAnnealingMomentum', T_max=20, eta_min=0.1, by_epoch=False)
+    optimizer = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.4, momentum=0.9))
+    schedules = [linear, step, cosine]
+    runner = Runner.from_cfg(
+        toy_config(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=10), param_scheduler=schedules)
+    )
+    runner.optim_wrapper = runner.build_optim_wrapper(optimizer)
+    if is_dict:
+        runner.optim_wrapper = OptimWrapperDict(first=runner.optim_wrapper)
+        runner.cfg.param_scheduler = dict(first=schedules)
+    loop = runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(runner.cfg.param_scheduler))
+    assert len(runner.train_dataloader) == 2
+    loop._iter, loop._epoch = iteration, epoch
+    (group,) = runner.optim_wrapper['first'].param_groups if is_dict else runner.optim_wrapper.param_groups
+    group['lr'], group['momentum'] = 7.0, 7.0  # restored from a checkpoint, of another schedule
+    for _ in range(2):  # advancing again changes nothing
+        advance_schedules(runner)
+        factor = 0.2 + 0.8 * min(iteration, 4) / 4  # iterations 0 to 4 are the warm-up
+        assert group['lr'] == pytest.approx(0.4 * factor * 0.5 ** (epoch // 2), rel=1e-9)
+        assert group['momentum'] == pytest.approx(0.1 + 0.4 * (1 + math.cos(math.pi * iteration / 20)), rel=1e-9)
+        found = runner.param_schedulers['first'] if is_dict else runner.param_schedulers
+        assert [schedule.last_step for schedule in found] == [min(iteration, 4), epoch, iteration]

@@ -109,6 +109,10 @@ def test_category_name_that_occurs_twice(root):
             dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=4), dict(num_classes=80)])),
             ['model.roi_head.bbox_head.1', 'model.roi_head.bbox_head.2'],
         ),
+        (
+            dict(roi_head=dict(bbox_head=[dict(num_classes=80)] * 3, mask_head=[dict(num_classes=3)] * 3)),
+            ['model.roi_head.bbox_head.0'],
+        ),
         (dict(bbox_head=dict(type='RetinaHead', num_classes=80)), ['model.bbox_head']),
         (dict(roi_head=dict(bbox_head=dict(type='Shared2FCBBoxHead'))), ['model.roi_head.bbox_head']),
         (dict(detector=dict(bbox_head=dict(num_classes=80))), ['model.detector.bbox_head']),
@@ -122,3 +126,59 @@ def test_number_of_classes_of_every_head(root, model, paths):
     report = check_training(cfg)
     assert [finding.where for finding in report.errors] == [f'{path}.num_classes' for path in paths]
     assert all(re.search(r'\b(80|4|2)\b.*\b3\b', finding.what) for finding in report.errors)
+
+
+def test_equal_heads_of_a_cascade_are_one_line(root):
+    cfg = detector_config(root)
+    cfg.model = dict(roi_head=dict(bbox_head=[dict(num_classes=80)] * 3))
+    line = the_line(check_training(cfg), Level.ERROR)
+    assert '3 heads' in line and all(f'model.roi_head.bbox_head.{number}.num_classes=3' in line for number in range(3))
+
+
+@pytest.mark.parametrize('value', ['3', 3.0])
+def test_number_of_classes_that_is_no_whole_number(root, value):
+    line = the_line(check(root, **{'model.roi_head.bbox_head.num_classes': value}), Level.ERROR)
+    assert f'model.roi_head.bbox_head.num_classes: is {value!r}' in line
+
+
+@pytest.mark.parametrize(
+    ('things', 'stuff', 'weights', 'wrong'),
+    [
+        (3, 0, 4, None),
+        (80, 0, 81, 'model.panoptic_head.num_things_classes'),
+        (None, 0, 4, 'model.panoptic_head.num_things_classes'),  # 80 by default
+        (3, 0, 81, 'model.panoptic_head.loss_cls.class_weight'),
+        (3, 5, 9, None),
+    ],
+)
+def test_heads_of_maskformer(root, things, stuff, weights, wrong):
+    head = dict(type='MaskFormerHead', num_stuff_classes=stuff)
+    head['loss_cls'] = dict(type='CrossEntropyLoss', class_weight=[1.0] * weights)
+    if things is not None:
+        head['num_things_classes'] = things
+    cfg = detector_config(root)
+    cfg.model = dict(type='MaskFormer', panoptic_head=head)
+    assert [finding.where for finding in check_training(cfg).findings] == ([] if wrong is None else [wrong])
+
+
+@pytest.mark.parametrize(
+    ('loss', 'is_valid'),
+    [
+        (dict(type='CrossEntropyLoss', class_weight=[1, 1, 1, 0.1]), True),
+        (dict(type='CrossEntropyLoss', class_weight=[1, 1, 1]), False),
+        (dict(type='CrossEntropyLoss', class_weight=[1, 1, 1], use_sigmoid=True), True),
+        (dict(type='CrossEntropyLoss', class_weight=1.0), True),
+    ],
+)
+def test_weights_of_the_classes(root, loss, is_valid):
+    report = check(root, **{'model.roi_head.bbox_head.loss_cls': loss})
+    assert [finding.where for finding in report.findings] == (
+        [] if is_valid else ['model.roi_head.bbox_head.loss_cls.class_weight']
+    )
+
+
+def test_detector_with_text_queries_is_tested_with_other_classes(root):
+    cfg = detector_config(root)
+    cfg.val_dataloader.dataset.update(metainfo=dict(classes=('horse', 'cat')), return_classes=True)
+    report = check_training(cfg)
+    assert not report.errors

@@ -321,6 +321,8 @@ def test_only_parts_that_a_run_builds_are_checked(detector):
         ({'load_from.path': 'x'}, 'load_from', 'None'),
         ({'model.queue_len.image': 1}, 'model.queue_len', '65536'),
         ({'load_from': dict(path='x')}, 'load_from is None', '_delete_=True'),
+        ({'custom_hooks.0': 'EMAHook'}, 'element of a list', 'custom_hooks as a whole'),
+        ({'model.neck.in_channels.0': 8}, 'element of a list', 'model.neck.in_channels as a whole'),
         ({'max_epochs': 3}, 'max_epochs', 'train_cfg.max_epochs'),
         ({'lr': 0.1}, 'lr', 'optim_wrapper.optimizer.lr'),
         ({'backbone.depth': 18}, 'backbone', 'model.backbone.depth'),

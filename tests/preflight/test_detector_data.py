@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detector_checks import annotation, check, check_test, check_training, the_line
+from detector_checks import annotation, check, check_test, check_training, every, the_line
 from mmengine.config import Config
-from small_detector import edit_json
+from small_detector import detector_config, edit_json
 
 from ccop_mm.preflight.detector_data import check_test_data
 from ccop_mm.preflight.findings import Level
@@ -36,6 +36,21 @@ def test_annotation_file_that_is_no_coco_json(root, text, value):
         (root / 'train.json').write_text(text)
     line = the_line(check(root), Level.ERROR)
     assert value in line and f'{root}/train.json' in line
+
+
+def test_byte_order_mark(root):
+    path = root / 'train.json'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    line = the_line(check(root), Level.ERROR)
+    assert f'{path}: ' in line and 'byte order mark' in line
+
+
+def test_same_finding_is_listed_once(root):
+    cfg = detector_config(root)
+    cfg.val_dataloader.dataset.pipeline[1].with_mask = True
+    cfg.val_evaluator.metric = ['bbox', 'segm']
+    edit_json(root / 'val.json', every(lambda row: row.update(segmentation=[1, 2, 3])))
+    assert '36 of 36 objects' in the_line(check_training(cfg), Level.ERROR)
 
 
 def test_missing_image_folder(root):

@@ -22,6 +22,13 @@ def test_errors_are_raised_together_and_warnings_are_not():
     assert [str(finding) for finding in report.warnings] == ['WARNING a: odd; check it']
 
 
+def test_same_finding_is_added_once():
+    report = Report()
+    for level in ('error', 'warning', 'error'):
+        getattr(report, level)('b', 'wrong', 'change it')
+    assert [finding.level for finding in report.findings] == [Level.ERROR, Level.WARNING]
+
+
 def test_summary_counts_findings():
     report = Report()
     report.saw('24 images')

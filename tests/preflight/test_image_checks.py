@@ -59,6 +59,23 @@ def test_images_in_a_subfolder(root):
     assert len(report.errors) == 2 and all("'images'" in str(finding) for finding in report.errors)
 
 
+@pytest.mark.parametrize(
+    ('folders', 'pattern'),
+    [
+        (['deep/er'], "subfolder 'deep/er'"),
+        (['part.1'], "'part.1'"),
+        (['a', 'b'], "subfolders 'a', 'b'.*a/train000.jpg"),
+    ],
+)
+def test_images_in_other_subfolders(root, folders, pattern):
+    paths = sorted((root / 'images').glob('train*'))
+    for number, path in enumerate(paths):
+        folder = root / 'images' / folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    assert re.search(f'24 of the 24.*{pattern}', the_line(check(root), Level.ERROR))
+
+
 def test_windows_paths_of_the_example(root):
     shutil.copy(FAULTS / 'windows_abs.json', root / 'train.json')
     classes = [category['name'] for category in json.loads((root / 'train.json').read_text())['categories']]
@@ -126,7 +143,7 @@ def test_width_and_height_are_exchanged(root):
             image.update(width=image['height'], height=image['width'])
 
     edit_json(root / 'train.json', exchange)
-    edit_json(root / 'train.json', every(lambda row: row.update(bbox=[1, 1, 9, 9])))
+    edit_json(root / 'train.json', every(lambda row: row.update(bbox=[1, 1, 30, 9])))
     assert re.search(r'\b24 of 24 .*exchanged', the_line(check(root), Level.ERROR))
 
 

@@ -66,6 +66,13 @@ FAULTY_JSON = {
     'number_as_text_in_box': (annotation(2, bbox=[1, 2, '3', 4]), Level.ERROR, '1 of 72.*bbox.* 3'),
     'boxes_of_text': (every(lambda row: row.update(bbox=['1', '2', '3', '4'])), Level.ERROR, '72 of 72.*bbox'),
     'bool_in_box': (annotation(2, bbox=[1, 2, 3, True]), Level.ERROR, '1 of 72.*bbox.* 3'),
+    'crowd_flag_as_text': (annotation(8, iscrowd='0'), Level.ERROR, '1 of 72.*"iscrowd" that is not a number.* 9'),
+    'groups_only': (every(lambda row: row.update(iscrowd=1)), Level.ERROR, 'all 72 objects.*"iscrowd"'),
+    'percent': (
+        every(lambda row: row.update(bbox=[value / 4 for value in row['bbox']])),
+        Level.WARNING,
+        r'no box reaches beyond \d\d%',
+    ),
     'area_as_text': (annotation(8, area='5'), Level.ERROR, '1 of 72.*"area" that is not a number.* 9'),
     'areas_of_text': (every(lambda row: row.update(area='5')), Level.ERROR, '72 of 72.*"area" that is not a number'),
     'size_as_text': (lambda content: content['images'][2].update(width='64'), Level.ERROR, '1 of 24 images.*train002'),
@@ -97,8 +104,13 @@ def test_annotation_id_0_is_no_problem(root):
     assert check(root).findings == []
 
 
+def add_polygon(row):
+    x, y, width, height = row['bbox']
+    row['segmentation'] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
 def test_missing_masks(root):
-    edit_json(root / 'train.json', every(lambda row: row.update(segmentation=[[1, 1, 9, 1, 9, 9]])))
+    edit_json(root / 'train.json', every(add_polygon))
     edit_json(root / 'train.json', annotation(3, segmentation=[]))
     assert check(root).findings == []
     cfg = detector_config(root)

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def check(config):
     return report
 
 
+def set_keypoint(value):
+    return lambda content: content['annotations'][0]['keypoints'].__setitem__(0, value)
+
+
 def the_line(report, level):
     assert [finding.level for finding in report.findings] == [level], '\n'.join(map(str, report.findings))
     return str(report.findings[0])
@@ -79,6 +84,21 @@ def test_invalid_metainfo(config):
         (lambda content: content['annotations'][0]['keypoints'].pop(), Level.ERROR, '1 of 1.*3.* 1'),
         (lambda content: content['annotations'][0].pop('keypoints'), Level.ERROR, 'none of the 1'),
         (lambda content: content['categories'][0]['keypoints'].reverse(), Level.ERROR, 'right_eye, left_eye, nose'),
+        (
+            lambda content: content['annotations'][0]['keypoints'].__setitem__(0, '5'),
+            Level.ERROR,
+            '1 of 1.*numbers.* 1',
+        ),
+        (
+            lambda content: content['annotations'][0]['keypoints'].__setitem__(1, math.nan),
+            Level.ERROR,
+            '1 of 1.*NaN.* 1',
+        ),
+        (
+            lambda content: content['annotations'][0].update(keypoints=[0.5, 0.2, 2, 0.1, 0.9, 1, 0, 0, 0]),
+            Level.ERROR,
+            '1 of 1.*relative',
+        ),
         (lambda content: content['annotations'][0].update(area=0), Level.ERROR, '1 of 1.*"area" of 0'),
         (lambda content: content['annotations'][0].pop('area'), Level.WARNING, '1 of 1.*no "area"'),
     ],

@@ -42,10 +42,24 @@ def test_images_that_mmdet_filters_are_not_counted(root):
     assert check(root).seen[0] == '22 images'
 
 
-@pytest.mark.parametrize(('indices', 'number'), [(5, 5), (-3, 3), ([0, 7, 7, 99], 2), (100, 24)])
+@pytest.mark.parametrize(('indices', 'number'), [(5, 5), (-3, 3), ([0, 7, -1], 3), (100, 24)])
 def test_indices_limit_the_images(root, indices, number):
     report = check(root, **{'train_dataloader.dataset.indices': indices})
     assert report.seen[0] == f'{number} images' and report.seen[2] == f'{3 * number} boxes'
+
+
+@pytest.mark.parametrize(
+    ('indices', 'value'), [('5', "'5'"), ([1, '2'], "'2'"), (1.5, '1.5'), ([3, 24], 'no position 24'), ([-25], '-25')]
+)
+def test_invalid_indices(root, indices, value):
+    line = the_line(check(root, **{'train_dataloader.dataset.indices': indices}), Level.ERROR)
+    assert 'train_dataloader.dataset.indices' in line and value in line
+
+
+def test_indices_count_the_images_that_are_left(root):
+    edit_json(root / 'train.json', lambda content: content['annotations'].__delitem__(slice(3, 9)))
+    assert not check(root, **{'train_dataloader.dataset.indices': [21]}).findings
+    assert 'no position 22' in the_line(check(root, **{'train_dataloader.dataset.indices': [22]}), Level.ERROR)
 
 
 @pytest.mark.parametrize('options', [dict(indices=0), dict(filter_cfg=dict(min_size=1000))], ids=str)

@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 import pytest
+from detector_checks import check_training
 from mmengine.config import ConfigDict
 from small_detector import CLASSES, HEIGHT, WIDTH, detector_config
 
-from ccop_mm.preflight import check_training
 from ccop_mm.preflight.findings import Level
 
 OBJECT = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
@@ -73,6 +73,26 @@ def test_missing_annotation(voc):
     assert '1 of the 12' in line and '000003.xml' in line
 
 
+def test_images_of_another_suffix(voc):
+    for path in (voc / 'JPEGImages').iterdir():
+        path.rename(path.with_suffix('.png'))
+    line = the_finding(find(voc), Level.ERROR)
+    assert '12 of the 12' in line and '000000.png' in line and 'XMLDataset' in line
+
+
+def test_blank_line_in_the_list(voc):
+    path = voc / 'ImageSets/Main/train.txt'
+    path.write_text(path.read_text() + '\n')
+    lines = [str(finding) for finding in find(voc).errors]
+    assert len(lines) == 1 and f'1 of the 13 XML files of {path}' in lines[0]
+
+
+def test_files_without_objects(voc):
+    for path in (voc / 'Annotations').iterdir():
+        write_xml(path, [])
+    assert '12 XML files' in the_finding(find(voc), Level.ERROR)
+
+
 @pytest.mark.parametrize('text', ['', '000001 1\n'], ids=['empty', 'list of a class'])
 def test_list_of_other_names(voc, text):
     (voc / 'ImageSets/Main/train.txt').write_text(text)
@@ -127,7 +147,7 @@ def test_boxes_of_another_convention(voc, box, value):
 
 def test_sizes_that_are_not_those_of_the_images(voc):
     for path in (voc / 'Annotations').iterdir():
-        path.write_text(path.read_text().replace(SIZE, SIZE.replace(str(WIDTH), str(2 * WIDTH))))
+        path.write_text(path.read_text().replace(SIZE, SIZE.replace(str(WIDTH), str(WIDTH + 20))))
     assert '12 of 12' in the_finding(find(voc), Level.ERROR)
     for path in (voc / 'Annotations').iterdir():  # mmdet reads the images
         path.write_text(path.read_text().replace('<size>', '<other>').replace('</size>', '</other>'))

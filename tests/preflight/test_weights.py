@@ -256,10 +256,62 @@ def test_file_of_an_initializer_that_does_not_exist(tmp_path, part, path):
     (finding,) = report.errors
     assert finding.where == path and f'{tmp_path}/absent.pth' in finding.what
     (tmp_path / 'absent.pth').touch()
+    initializer['type'] = 'CCOPPretrained'  # reads the file itself
+    if part == 'model':
+        cfg.model.init_cfg = initializer
+    else:
+        cfg.model.backbone.init_cfg = initializer
     cfg.model.neck.init_cfg = dict(type='Pretrained', checkpoint='torchvision://resnet18')
     report = Report()
     check_initializers(cfg, report)
     assert not report.findings
+
+
+def findings_of_pretrained(part, path, **initializer):
+    cfg = small()
+    cfg.model.init_cfg = None
+    node = cfg.model if part == 'model' else cfg.model[part]
+    node.init_cfg = dict(type='Pretrained', checkpoint=path, **initializer)
+    report = Report()
+    check_initializers(cfg, report)
+    return report
+
+
+def only_backbone(state):
+    for key in list(state):
+        value = state.pop(key)
+        if key.startswith('backbone.'):
+            state[key.removeprefix('backbone.')] = value
+
+
+def test_pretrained_weights_that_fit(states, save):
+    path = save(states['mask_rcnn'])
+    assert not findings_of_pretrained('model', path).findings
+    assert not findings_of_pretrained('backbone', path, prefix='backbone.').findings
+    assert not findings_of_pretrained('neck', path, prefix='neck').findings
+    assert not findings_of_pretrained('backbone', save(states['mask_rcnn'], only_backbone)).findings
+
+
+@pytest.mark.parametrize(
+    ('name', 'part', 'initializer', 'fix'),
+    [
+        ('mask_rcnn', 'backbone', {}, "prefix='backbone.'"),
+        ('mask_rcnn', 'backbone', dict(prefix='encoder'), 'weights of this part'),
+        ('retinanet', 'backbone', dict(prefix='backbone.'), 'depth'),  # ResNet-50
+        ('resnet34', 'model', {}, 'depth'),
+        ('pretraining', 'neck', dict(prefix='encoder_k'), 'weights of this part'),
+    ],
+)
+def test_pretrained_weights_of_another_model(states, save, name, part, initializer, fix):
+    path = save(states[name])
+    (finding,) = findings_of_pretrained(part, path, **initializer).errors
+    assert finding.where.endswith('.init_cfg') and path in finding.what and fix in finding.fix
+
+
+def test_pretrained_weights_that_are_not_finite(states, save):
+    path = save(states['mask_rcnn'], add_nan('backbone.conv1.weight'))
+    (finding,) = findings_of_pretrained('backbone', path, prefix='backbone.').errors
+    assert finding.where == path and 'conv1.weight' in finding.what
 
 
 # load_from

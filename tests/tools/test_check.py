@@ -127,5 +127,7 @@ def test_earlier_run_is_an_error_unless_it_is_resumed(check, small_config, tmp_p
 
 
 def test_warnings_about_options_are_listed(check, config, tmp_path):
-    code, lines, _ = check(config, '--work-dir', tmp_path / 'work', '--cfg-options', 'data_root=other/')
+    with_variable = tmp_path / 'with_variable.py'
+    with_variable.write_text(f"_base_ = ['{config}']\ndata_root = 'images/'\n")
+    code, lines, _ = check(with_variable, '--work-dir', tmp_path / 'work', '--cfg-options', 'data_root=other/')
     assert code == 0 and [line for line in lines if line.startswith('WARNING') and 'data_root' in line]
