@@ -7,6 +7,22 @@ from typing import Any
 from mmengine.config import DictAction
 
 
+class OptionAction(DictAction):
+    """mmengine's action for ``KEY=VALUE`` options; a value that it cannot parse is an error of the command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *args: Any) -> None:
+        """Parses the options."""
+        try:
+            if any(value.partition('=')[2].startswith(('dict(', '{')) for value in values):
+                raise ValueError
+            super().__call__(parser, namespace, values, *args)
+        except (AssertionError, RecursionError, ValueError):  # parentheses that do not match or call something, no =
+            parser.error(
+                f'{self.option_strings[0]} {" ".join(values)}: write KEY=VALUE with a number, text, (1,2) or [1,2], '
+                'and one option per key of a dict, such as optim_wrapper.optimizer.lr=0.1'
+            )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of OpenMMLab's training and test tools, see :func:`config_arguments`."""
     parser.add_argument(
@@ -15,7 +31,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         default={},
         metavar='KEY=VALUE',
         help='config settings to override, e.g. train_dataloader.batch_size=8 "model.box_jitter.noise=(.2,.8)"',

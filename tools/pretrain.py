@@ -14,11 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 # Python does this only for a script that is executed directly, not for one that is imported or run by runpy.
 sys.path.append(str(Path(__file__).resolve().parent))
-from common_arguments import limit_busy_waiting
+from common_arguments import OptionAction, limit_busy_waiting
 
 
 def epochs(text: str) -> int | str:
@@ -70,7 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionAction,
         default={},
         metavar='KEY=VALUE',
         help='settings of the pre-training config to override, written to OUT/pretrain.py',

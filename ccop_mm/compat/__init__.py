@@ -7,7 +7,7 @@ versions that have it, the fix, and when the patch can be removed.
 
 from collections.abc import Callable
 
-from .cpu_config import prepare_config
+from .cpu_config import check_precision, prepare_config
 from .mmdet import exchange_names_as_json
 from .mmengine import (
     guard_downloads,
@@ -24,7 +24,7 @@ from .pycocotools import complete_annotations, match_annotation_zero, number_cla
 from .torch import allow_checkpoint_types, load_address
 from .torchvision import define_torchvision_schemas
 
-__all__ = ['PATCHES', 'apply_patches', 'load_address', 'prepare_config']
+__all__ = ['PATCHES', 'apply_patches', 'check_precision', 'load_address', 'prepare_config']
 
 #: All patches in the order of application: mmselfsup imports torchvision, and the rest imports mmengine.
 PATCHES: tuple[Callable[[], None], ...] = (

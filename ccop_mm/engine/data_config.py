@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -26,8 +27,10 @@ def check_data_paths(cfg: Config, part: str) -> None:
     for _, dataset, _ in iterate_datasets(loader.get('dataset'), f'{part}_dataloader.dataset'):
         root = dataset.get('data_root') or ''
         # With backend_args the images may be in a remote storage.
-        prefixes = [] if dataset.get('backend_args') else (dataset.get('data_prefix') or {}).values()
-        for path in [dataset.get('ann_file'), *prefixes]:
+        prefixes = {} if dataset.get('backend_args') else dict(dataset.get('data_prefix') or {})
+        if not _loads_segmentation(dataset.get('pipeline')):
+            prefixes.pop('seg', None)  # COCO's panoptic configs have it, and those for instances inherit it
+        for path in [dataset.get('ann_file'), *prefixes.values()]:
             if isinstance(path, str) and path and '://' not in f'{root}{path}' and not Path(root, path).exists():
                 raise InputError(
                     f'{Path(root, path)} does not exist; set the location of your data with --cfg-options '
@@ -40,6 +43,17 @@ def check_data_paths(cfg: Config, part: str) -> None:
                 f'annotation file {path} of the evaluator does not exist; set it with --cfg-options '
                 f'{part}_evaluator.ann_file=...'
             )
+
+
+def _loads_segmentation(pipeline: Any) -> bool:
+    """Returns whether a pipeline may read segmentation maps: by mmdet's loaders, or a transform of another project."""
+    for transform in pipeline or []:
+        name = str(transform.get('type')).rpartition('.')[2] if isinstance(transform, dict) else ''
+        if name == 'LoadPanopticAnnotations' or (name == 'LoadAnnotations' and transform.get('with_seg')):
+            return True
+        if 'Seg' in name:
+            return True
+    return False
 
 
 def tolerate_unreadable_images(cfg: Config, loader: str, unreadable: str) -> None:

@@ -80,6 +80,7 @@ def load_config(
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or f'./work_dirs/{Path(config).stem}')
     if amp:
         _enable_amp(cfg)
+        compat.check_precision(cfg)
     if auto_scale_lr:
         _enable_lr_scaling(cfg)
     fit_worker_options(cfg)
@@ -186,6 +187,7 @@ def check(cfg: Config, checkpoint: str | None = None) -> Report:
         check_data_paths(cfg, 'test')
         add_test_hooks(cfg)
         return check_test(cfg, checkpoint)
+    compat.check_precision(cfg)
     check_data_paths(cfg, 'train')
     check_data_paths(cfg, 'val')
     add_default_hooks(cfg)

@@ -69,11 +69,11 @@ def _unreadable_as_input_error(path: str) -> Iterator[None]:
         raise InputError(
             f'{path} cannot be downloaded ({error}): download it manually and use the local file'
         ) from error
-    except KeyError as error:
-        if '://' not in path:
-            raise InputError(f'{path} cannot be loaded as a checkpoint: it lacks the entry {error}') from error
-        raise InputError(f'{path}: mmengine has no weights of this name; use the path or URL of a file') from error
     except Exception as error:  # unpickling a damaged file may raise anything
+        if isinstance(error, KeyError) and '://' in path:
+            raise InputError(f'{path}: mmengine has no weights of this name; use the path or URL of a file') from error
+        if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+            raise InputError(f'{path} cannot be loaded as a checkpoint: it lacks the entry {error}') from error
         refused = re.search(r'GLOBAL (\S+)', str(error))  # how torch names the object that it refused
         damage = f'truncated, damaged or of another type ({type(error).__name__})'
         reason = f'contains code ({refused[1]})' if refused else f'is {damage}'

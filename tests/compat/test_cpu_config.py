@@ -4,8 +4,8 @@ import mmengine.logging
 import pytest
 from mmengine import Config
 
+from ccop_mm.compat import check_precision, prepare_config
 from ccop_mm.compat import mmengine as patches
-from ccop_mm.compat import prepare_config
 from ccop_mm.utils.errors import InputError
 
 
@@ -77,4 +77,6 @@ def test_with_gpu(monkeypatch):
 
 def test_amp_without_gpu_is_an_error(without_gpu):
     with pytest.raises(InputError, match='AmpOptimWrapper.*--amp'):
-        prepare_config(training_config(**{'optim_wrapper.type': 'AmpOptimWrapper'}))
+        check_precision(training_config(**{'optim_wrapper.type': 'AmpOptimWrapper'}))
+    check_precision(training_config())
+    prepare_config(training_config(**{'optim_wrapper.type': 'AmpOptimWrapper'}))  # of a test

@@ -43,6 +43,26 @@ def test_missing_paths_are_reported(folder, paths, wrapped):
     assert '\n' not in str(caught.value) and 'test_dataloader.dataset' in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    'transforms, loads',
+    [
+        ([dict(type='LoadAnnotations', with_mask=True)], False),
+        ([dict(type='LoadAnnotations', with_seg=True)], True),
+        ([dict(type='mmdet.LoadPanopticAnnotations')], True),
+        ([dict(type='LoadMySegmentation')], True),
+        (None, False),
+    ],
+)
+def test_segmentation_maps_are_only_needed_if_they_are_read(folder, transforms, loads):
+    prefix = dict(img='images/', seg='absent/')
+    data = loader(data_root=f'{folder}/', data_prefix=prefix, pipeline=transforms)
+    if not loads:
+        check_data_paths(config('train', data), 'train')
+        return
+    with pytest.raises(InputError, match=re.escape(f'{folder}/absent')):
+        check_data_paths(config('train', data), 'train')
+
+
 def test_missing_annotations_of_evaluators_are_reported(folder):
     evaluators = [ConfigDict(type='DumpResults'), ConfigDict(ann_file=f'{folder}/absent.json')]
     for given in (evaluators, evaluators[1]):

@@ -1,6 +1,6 @@
 """tools/train.py and tools/test.py with errors in the command line: one line, exit code 2, and nothing started."""
 
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -51,3 +51,19 @@ def test_idle_threads_sleep_unless_the_environment_configures_them(monkeypatch):
     monkeypatch.setattr(os, 'environ', os.environ.copy())
     common_arguments.limit_busy_waiting()
     assert [os.environ.get(name) for name in names] == ['passive', '2000', None]
+
+
+@pytest.mark.parametrize(
+    'option', ["model.a=dict(type='X')", "model.a=f(type='X',b=1)", 'model.a={}', 'model.a=(1,2', 'no_value']
+)
+@pytest.mark.parametrize('tool', ['train', 'check', 'test'])
+def test_option_that_cannot_be_parsed_is_one_line(tool, option, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    spec = importlib.util.spec_from_file_location(f'tool_{tool}', ROOT / 'tools' / f'{tool}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments = ['config.py', *(['checkpoint.pth'] if tool == 'test' else []), '--cfg-options', option]
+    with pytest.raises(SystemExit) as caught:
+        module.parse_args(arguments)
+    assert caught.value.code == 2
+    assert option in capsys.readouterr().err.splitlines()[-1]
