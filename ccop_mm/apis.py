@@ -3,9 +3,11 @@
 The command-line tools under ``tools/`` do the same. The examples below run in order in one folder (tests/test_apis.py):
 ``my_images/`` contains images, ``instances.json`` is a COCO json with boxes of some of them, and ``my_ccop.py`` is a
 pre-training config that names ``my_images/`` and ``proposals.npz``. ``model`` and ``checkpoint`` come from earlier
-examples; ``detector_checkpoint`` is a checkpoint of ``my_detector.py``, a detector config.
+examples; ``detector_checkpoint`` is a checkpoint of ``my_detector.py``, a detector config. ``my_labels/`` contains
+labeled images, listed by ``train.json`` and ``val.json``.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ccop_mm.evaluation import (
     load_model,
     measure_pointing_accuracy,
 )
+from ccop_mm.label_efficiency import StudyResult, run_study
 from ccop_mm.pretrain import PretrainResult
 from ccop_mm.pretrain import pretrain as _pretrain
 from ccop_mm.proposals.runner.run import generate_proposals as _generate_proposals
@@ -33,6 +36,7 @@ __all__ = [
     'extract_object_features',
     'generate_proposals',
     'knn_recall',
+    'label_efficiency',
     'load_model',
     'load_pretrained',
     'pointing_accuracy',
@@ -367,3 +371,87 @@ def pointing_accuracy(
         model, annotation_file, image_root, size=size, max_images=max_images, repeats=repeats, seed=seed, device=device
     )
     return result.report()
+
+
+def label_efficiency(
+    detector_config: str | Path,
+    weights: Sequence[str],
+    out: str | Path,
+    shares: Sequence[float] = (10, 100),
+    num_images: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    lr_factors: Sequence[float] = (0.3, 1, 3),
+    extend: bool = False,
+    class_agnostic: bool = False,
+    iterations: Sequence[int] = (),
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    val_annotations: str | Path | None = None,
+    val_images: str | Path | None = None,
+    jobs: int = 1,
+    options: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> StudyResult:
+    """Trains a detector from several initial weights on parts of its labels, and measures its AP.
+
+    For each initial weights and each share, the learning rate is chosen with the first seed on images that are not
+    measured. All layers are trained. Each run is a process of its own; finished runs are not repeated, so the same call
+    resumes after an interruption. Writes ``results.json``, ``results.md`` and ``results.png``.
+
+    Args:
+        detector_config (str | Path): Config of an mmdet detector: a file, or ``mmdet::FOLDER/NAME.py``.
+        weights (Sequence[str]): ``'random'``, ``'NAME=init_cfg'`` (what the config loads) or ``'NAME=FILE'`` each.
+            Differences are from the first.
+        out (str | Path): Output folder.
+        shares (Sequence[float]): Shares of the training images in percent.
+        num_images (Sequence[int]): Numbers of training images instead of ``shares``.
+        seeds (Sequence[int]): Random seeds.
+        lr_factors (Sequence[float]): Multiples of the detector's learning rate to choose from; a single one is used
+            without a choice.
+        extend (bool): Whether one more learning rate is tried beyond an edge of the grid that is the best.
+        class_agnostic (bool): Whether all boxes become one class.
+        iterations (Sequence[int]): Length of the runs, one for all shares or one per share; by default the epochs of
+            the config, from 300 to 1,000 iterations.
+        annotations (str | Path, optional): COCO json of the training data instead of that of the config. With it, the
+            next three are required.
+        images (str | Path, optional): Folder of its images.
+        val_annotations (str | Path, optional): COCO json of the images that AP is measured on.
+        val_images (str | Path, optional): Folder of these images.
+        jobs (int): Number of runs at a time.
+        options (Mapping, optional): Settings of the detector's config to override, by dotted key.
+        dry_run (bool): Only check everything, and estimate the duration.
+
+    Returns:
+        StudyResult: Metrics of all runs; ``str()`` formats the tables. ``failed`` lists the runs that failed.
+
+    Raises:
+        InputError: The config, the data, the weights or an argument are invalid or do not fit each other, or ``out``
+            belongs to another study or is in use.
+
+    Example:
+        >>> files = dict(annotations='my_labels/train.json', images='my_labels')
+        >>> files |= dict(val_annotations='my_labels/val.json', val_images='my_labels')
+        >>> weights = ['random', f'ccop={checkpoint}']
+        >>> result = apis.label_efficiency('my_detector.py', weights, 'work_dirs/labels', dry_run=True, **files)
+        >>> result.names, [share.num_images for share in result.shares]
+        (['random', 'ccop'], [1, 12])
+    """
+    return run_study(
+        detector_config,
+        weights,
+        out,
+        shares=shares,
+        num_images=num_images,
+        seeds=seeds,
+        lr_factors=lr_factors,
+        extend=extend,
+        class_agnostic=class_agnostic,
+        iterations=iterations,
+        annotations=annotations,
+        images=images,
+        val_annotations=val_annotations,
+        val_images=val_images,
+        jobs=jobs,
+        options=options,
+        dry_run=dry_run,
+    )

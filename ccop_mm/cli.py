@@ -27,6 +27,7 @@ COMMANDS = {
     'pointing': 'analysis_tools/pointing.py',
     'knn-recall': 'analysis_tools/knn_recall.py',
     'frozen-detector': 'analysis_tools/frozen_detector.py',
+    'label-efficiency': 'analysis_tools/label_efficiency.py',
     'box-query': 'analysis_tools/box_query.py',
     'tsne': 'analysis_tools/tsne.py',
     'curriculum': 'analysis_tools/curriculum.py',

@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -44,6 +45,25 @@ model = dict(
     ),
     test_cfg=dict(nms_pre=50, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
 )
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CocoDataset',
+        ann_file='my_labels/train.json',
+        data_prefix=dict(img='my_labels/'),
+        metainfo=dict(classes=('square', 'disc')),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='Resize', scale=(128, 96), keep_ratio=True),
+            dict(type='PackDetInputs'),
+        ],
+    ),
+)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12)
 test_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -97,6 +117,16 @@ def workspace(tmp_path_factory):
     categories = [dict(id=1, name='square'), dict(id=2, name='disc')]
     content = dict(images=images, annotations=annotations, categories=categories)
     (root / 'instances.json').write_text(json.dumps(content))
+    (root / 'my_labels').mkdir()
+    for split, count in (('train', 12), ('val', 4)):
+        labeled = dict(images=[], annotations=[], categories=categories)
+        for number in range(1, count + 1):
+            source, name = images[number % 8], f'{split}{number}.png'
+            shutil.copy(root / 'my_images' / source['file_name'], root / 'my_labels' / name)
+            labeled['images'].append(dict(source, id=number, file_name=name))
+            entries = [entry for entry in annotations if entry['image_id'] == source['id']]
+            labeled['annotations'] += [dict(entry, image_id=number, id=entry['id'] + 100 * number) for entry in entries]
+        (root / f'my_labels/{split}.json').write_text(json.dumps(labeled))
     (root / 'my_ccop.py').write_text(CCOP)
     (root / 'my_detector.py').write_text(DETECTOR)
     return root
@@ -111,6 +141,7 @@ def test_examples_run_in_order(workspace, monkeypatch):
     for name in (
         *('generate_proposals', 'train', 'test', 'load_pretrained', 'export_checkpoint', 'pretrain'),
         *('load_model', 'extract_object_features', 'knn_recall', 'pointing_accuracy'),
+        'label_efficiency',
     ):  # fmt: skip
         (example,) = doctest.DocTestFinder(recurse=False).find(getattr(apis, name), name, globs=names)
         assert example.examples, f'{name} has no example'
