@@ -36,7 +36,6 @@ class RunResult:
             time of a CCOP step divided by that of a MoCo v2 step.
         frozen (dict[int, dict[str, Path]]): Percentage of the labels -> ``'backbone'`` or ``'neck'`` -> output of
             tools/analysis_tools/frozen_detector.py.
-        ap (dict[int, Path]): Percentage of the labels -> output of tools/test.py.
     """
 
     method: str
@@ -45,14 +44,23 @@ class RunResult:
     knn: dict[str, Path]
     cost: dict = field(default_factory=dict)
     frozen: dict[int, dict[str, Path]] = field(default_factory=dict)
-    ap: dict[int, Path] = field(default_factory=dict)
 
 
-def write_report(out: Path, results: list[RunResult]) -> str:
-    """Writes results.md, results.png and results.svg to ``out``; returns the text of results.md."""
+def write_report(out: Path, results: list[RunResult], detectors: Path | None = None) -> str:
+    """Writes results.md, results.png and results.svg to ``out``.
+
+    Args:
+        out (Path): Output folder.
+        results (list[RunResult]): Results of all runs.
+        detectors (Path, optional): results.md of tools/analysis_tools/label_efficiency.py, which is appended.
+
+    Returns:
+        str: Text of results.md.
+    """
     tables = [pointing_table(results), difference_table(results), knn_table(results)]
     tables += [frozen_table(results, features) for features in ('backbone', 'neck')]
-    tables.append(ap_table(results))
+    if detectors is not None:
+        tables.append(detectors.read_text(encoding='utf-8').strip())
     text = '\n\n'.join(table for table in tables if table) + '\n'
     with atomic_write(out / 'results.md', 'w') as file:
         file.write(text)
@@ -202,28 +210,6 @@ def _frozen_values(reports: dict[int, dict], columns: list[tuple[str, str]]) -> 
         (task, metric): {seed: report['metrics'][task][metric][0] for seed, report in reports.items()}
         for task, metric in columns
     }
-
-
-def ap_table(results: list[RunResult]) -> str:
-    """Formats box AP and AP50 by percentage of the labels; empty without fine-tuning."""
-    percentages = sorted({percent for result in results for percent in result.ap})
-    if not percentages:
-        return ''
-    lines = [
-        'Faster R-CNN box AP (AP50) in %',
-        '',
-        f'| method | {" | ".join(f"{percent} % of the labels" for percent in percentages)} |',
-        f'|---|{"---|" * len(percentages)}',
-    ]
-    for method, group in _group_by_method(results).items():
-        cells = []
-        for percent in percentages:
-            metrics = [_read_json(one.ap[percent]) for one in group if percent in one.ap]
-            # mmdet writes no metrics for a detector without detections.
-            ap, ap50 = ([metric.get(f'coco/bbox_{name}', 0.0) for metric in metrics] for name in ('mAP', 'mAP_50'))
-            cells.append(f'{_format_percent(ap)} ({_format_percent(ap50)})' if metrics else '-')
-        lines.append(f'| {METHODS[method].title} | {" | ".join(cells)} |')
-    return '\n'.join(lines)
 
 
 def plot_pointing(reports: dict[str, dict[str, float]]) -> Figure:

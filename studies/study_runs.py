@@ -118,13 +118,19 @@ class Study:
         with atomic_write(file, 'w') as handle:
             json.dump(identity, handle)
 
-    def run_tool(self, title: str, output: Path, *command: Any) -> None:
+    def run_tool(self, title: str, output: Path, *command: Any, again: bool = False) -> None:
         """Runs a tool of this repository unless its output file exists; appends the command to OUT/commands.txt.
+
+        Args:
+            title (str): Title of the step.
+            output (Path): File that the tool writes at its end.
+            *command: Path of the tool in the repository, and its arguments.
+            again (bool): Whether the tool is also run if the file exists.
 
         Raises:
             InputError: The tool failed or did not write ``output``.
         """
-        if output.exists():
+        if output.exists() and not again:
             return
         words = [str(part) for part in command]
         with open(self.out / 'commands.txt', 'a', encoding='utf-8') as file:
@@ -304,46 +310,33 @@ class Study:
         """Returns the annotation file with ``percent`` % of the training images, at least one."""
         return self.subset(max(1, round(len(self._annotations['images']) * percent / 100)), seed, labeled=True)
 
-    def detect(self, method: str, seed: int, percent: int) -> Path:
-        """Fine-tunes and tests Faster R-CNN on ``percent`` % of the labels; returns the file with its metrics."""
-        name, config = f'{method}-{seed}-ap{percent}', self.detector_config(method, seed, percent)
-        work_dir = self.out / name
-        checkpoint, metrics = work_dir / f'epoch_{self.setting.detector_epochs[percent]}.pth', work_dir / 'ap.json'
-        run = f'{method}, seed {seed}, {percent} % of the labels'
-        if not metrics.exists():
-            command = ['tools/train.py', config, '--work-dir', work_dir, '--resume']
-            self.run_tool(f'fine-tune: {run}', checkpoint, *command)
-        command = ['tools/test.py', config, checkpoint, '--work-dir', work_dir, '--out', metrics]
-        self.run_tool(f'test: {run}', metrics, *command)
-        return metrics
+    def compare_detectors(self, methods: Sequence[str], seeds: Sequence[int], shares: Sequence[int], jobs: int) -> Path:
+        """Fine-tunes a detector from the weights of each method on parts of the labels, by label_efficiency.py.
 
-    def detector_config(self, method: str, seed: int, percent: int) -> Path:
-        """Writes the config of a fine-tuning run on ``percent`` % of the labels."""
-        train, val = self.labels(percent, seed), self.data / 'annotations/val.json'
-        classes = tuple(category['name'] for category in self._annotations['categories'])
-        common = dict(data_root='', metainfo=dict(classes=classes))
-        train_data = dict(**common, ann_file=str(train), data_prefix=dict(img=f'{self.data / "train"}/'))
-        test_data = dict(**common, ann_file=str(val), data_prefix=dict(img=f'{self.data / "val"}/'))
-        settings = {
-            'model': dict(
-                roi_head=dict(bbox_head=dict(num_classes=len(classes))), **self._initialization(method, seed)
-            ),
-            'train_dataloader': dict(dataset=train_data),
-            'test_dataloader': dict(dataset=test_data),
-            'test_evaluator': dict(ann_file=str(val)),
-            'train_cfg': dict(max_epochs=self.setting.detector_epochs[percent]),
-            'randomness': dict(seed=seed),
-        }
-        base = CONFIGS / f'faster_rcnn_{self.name}.py'
-        return write_config(self.out / f'{method}-{seed}-ap{percent}.py', base, settings)
+        Args:
+            methods (Sequence[str]): Keys of :data:`METHODS`. Differences are from the first.
+            seeds (Sequence[int]): Seeds of the pre-trainings; a detector starts from that of its own seed.
+            shares (Sequence[int]): Percentages of the labels.
+            jobs (int): Number of runs at a time.
 
-    def _initialization(self, method: str, seed: int) -> dict[str, Any]:
-        """Returns the ``init_cfg`` setting of the detector; none for random weights."""
-        checkpoint = self.pretrain(method, seed)
-        if checkpoint is None:
-            return {}
-        name = 'BackbonePretrained' if method.startswith('mocov2') else 'CCOPPretrained'
-        return dict(init_cfg=dict(type=f'mmselfsup.{name}', checkpoint=str(checkpoint)))
+        Returns:
+            Path: Its results.md.
+        """
+        weights = []
+        for method in methods:
+            checkpoints = [self.pretrain(method, seed) for seed in seeds]
+            name = f'{method}={self.out}/{method}-{{seed}}/{checkpoints[0].name}' if checkpoints[0] else method
+            weights.append(name)
+        detector, out = CONFIGS / self.setting.detector, self.out / 'detectors'
+        command = ['tools/analysis_tools/label_efficiency.py', detector, '--weights', *weights, '--out', out]
+        command += ['--shares', *shares, '--seeds', *seeds, '--extend', '--jobs', jobs]
+        command += ['--annotations', self.data / 'annotations/train.json', '--images', self.data / 'train']
+        command += ['--val-annotations', self.data / 'annotations/val.json', '--val-images', self.data / 'val']
+        command += ['--class-agnostic'] if self.setting.class_agnostic else []
+        command += ['--iterations', self.setting.iterations] if self.setting.iterations else []
+        # Not skipped if it exists: the tool itself skips finished runs, and shares and seeds may have been added.
+        self.run_tool('fine-tune detectors', out / 'results.md', *command, again=True)
+        return out / 'results.md'
 
 
 def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class Setting:
         frozen_size (int): Short side of an image in the frozen-detector probe.
         anneal (bool): Whether the learning rate is annealed to 0. Otherwise the config's own schedule is kept: that of
             the start of a longer run.
-        detector_epochs (dict[int, int]): Percentage of the labels -> epochs of fine-tuning.
+        detector (str): Config file of the fine-tuned detector.
+        class_agnostic (bool): Whether it detects all boxes as one class, which small data can measure.
+        iterations (int | None): Length of the fine-tuning; None for that of the config.
     """
 
     epochs: int
@@ -26,12 +28,30 @@ class Setting:
     knn_size: int
     frozen_size: int
     anneal: bool
-    detector_epochs: dict[int, int]
+    detector: str
+    class_agnostic: bool
+    iterations: int | None
 
 
 SETTINGS = {
-    'small': Setting(epochs=12, view=80, knn_size=96, frozen_size=128, anneal=False, detector_epochs={10: 12, 100: 6}),
+    'small': Setting(
+        epochs=12,
+        view=80,
+        knn_size=96,
+        frozen_size=128,
+        anneal=False,
+        detector='fcos_small.py',
+        class_agnostic=True,
+        iterations=300,
+    ),
     'full': Setting(
-        epochs=200, view=160, knn_size=208, frozen_size=256, anneal=True, detector_epochs={10: 48, 100: 24}
+        epochs=200,
+        view=160,
+        knn_size=208,
+        frozen_size=256,
+        anneal=True,
+        detector='faster_rcnn_full.py',
+        class_agnostic=False,
+        iterations=None,
     ),
 }

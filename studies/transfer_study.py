@@ -1,7 +1,8 @@
 """Compares CCOP, its ablations, MoCo v2 and random weights on an annotated dataset, from pre-training to box AP.
 
     python studies/transfer_study.py DATA --out work_dirs/study --jobs 2             # small setting, on a CPU
-    python studies/transfer_study.py DATA --out work_dirs/study --labels 10          # also box AP on 10 % of the labels
+    python studies/transfer_study.py DATA --out work_dirs/study --frozen 100         # and the frozen-detector probe
+    python studies/transfer_study.py DATA --out work_dirs/study --labels 5 10        # and fine-tuned detectors
     python studies/transfer_study.py DATA --out work_dirs/tuned --moco studies/configs/mocov2-tuned_small.py
     python studies/transfer_study.py DATA --out work_dirs/full --setting full --seeds 0 1 2 --labels 10 100   # on a GPU
 
@@ -108,9 +109,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--labels',
         type=int,
         nargs='*',
-        choices=(10, 100),
+        choices=SHARES,
         default=[],
-        help='fine-tune Faster R-CNN on these percentages of the labels (default: no fine-tuning)',
+        help='fine-tune a detector on these percentages of the labels (default: no fine-tuning)',
     )
     parser.add_argument('--epochs', type=int, help="pre-training epochs of CCOP (default: the setting's)")
     parser.add_argument(
@@ -156,13 +157,10 @@ def main(argv: list[str] | None = None) -> None:
         result.frozen = frozen
         table = write_report(study.out, results)
 
-    def detect(result: RunResult) -> tuple[RunResult, dict[int, Path]]:
-        return result, {percent: study.detect(result.method, result.seed, percent) for percent in args.labels}
-
-    detected = [result for result in results if result.method != 'random-bn'] if args.labels else []
-    for result, metrics in run_parallel(detect, detected, args.jobs):
-        result.ap = metrics
-        table = write_report(study.out, results)
+    if args.labels:
+        compared = [method for method in methods if method != 'random-bn']
+        detectors = study.compare_detectors(compared, args.seeds, args.labels, args.jobs)
+        table = write_report(study.out, results, detectors)
     print(f'\n{table}\nresults: {study.out / "results.md"}, results.png, results.svg; commands: commands.txt')
 
 

@@ -1,4 +1,4 @@
-# Faster R-CNN R50-FPN with all layers trainable, normalization included; transfer_study.py adds dataset and weights.
+# Faster R-CNN R50-FPN with all layers trainable, normalization included, for transfer_study.py --labels.
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
@@ -34,10 +34,9 @@ train_dataloader = dict(
     num_workers=8,
     dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=8), pipeline=train_pipeline),
 )
-val_dataloader = None
-val_evaluator = None
-val_cfg = None
-test_dataloader = dict(batch_size=8, num_workers=8, dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(batch_size=8, num_workers=8, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
@@ -48,7 +47,7 @@ optim_wrapper = dict(
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=24, val_interval=1000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=24, eta_min=0, by_epoch=True, convert_to_iter_based=True),
 ]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),

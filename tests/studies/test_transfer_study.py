@@ -20,6 +20,7 @@ from ccop_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'studies' / 'configs'
+SPLITS = ('train', 'val')
 
 
 @pytest.fixture(scope='module')
@@ -327,34 +328,46 @@ def test_moco_of_the_full_setting_is_the_baseline():
     assert dict(full, queue_len=65536, momentum=0.999) == baseline  # these two depend on the size of the dataset
 
 
-@pytest.mark.parametrize('method', ['random', 'mocov2', 'ccop'])
-def test_detectors_start_from_the_pretrained_weights(study, data, tmp_path, monkeypatch, method):
+def test_detectors_start_from_the_weights_of_their_seed(study, data, tmp_path, monkeypatch):
     small = study.Study(data, tmp_path / 'out', 'small')
-    checkpoint = None
-    if method != 'random':
-        torch.manual_seed(1)
-        pretrained = load_model(CONFIGS / f'{method}_small.py', seed=7)
-        checkpoint = tmp_path / 'out' / f'{method}-0' / 'epoch_1.pth'
-        checkpoint.parent.mkdir()
-        torch.save({'state_dict': pretrained.state_dict()}, checkpoint)
-    monkeypatch.setattr(small, 'pretrain', lambda *_: checkpoint)
-    config = Config.fromfile(small.detector_config(method, 0, 10))
-    assert len(json.loads(Path(config.train_dataloader.dataset.ann_file).read_text())['images']) == 8
-    config.default_scope = 'mmdet'
-    detector = load_model(config, seed=3)
-    assert detector.roi_head.bbox_head.num_classes == 1
-    if method == 'random':  # the initialization that is probed as random weights
-        norms = [norm for norm in detector.backbone.modules() if isinstance(norm, nn.BatchNorm2d)]
-        assert len(norms) > 15 and all((norm.weight == 1).all() for norm in norms)
-    equal = {
-        part: all(
-            torch.equal(value, pretrained.state_dict()[f'{part}.{key}'])
-            for key, value in detector.get_submodule(part).state_dict().items()
-        )
-        for part in ('backbone', 'neck')
-        if checkpoint and hasattr(pretrained.get_submodule(part), 'lateral_convs' if part == 'neck' else 'conv1')
-    }
-    assert equal == {'random': {}, 'mocov2': {'backbone': True}, 'ccop': {'backbone': True, 'neck': True}}[method]
+    epochs = {'random': None, 'mocov2': 12, 'ccop': 9}
+    trained = []
+
+    def pretrain(method, seed):
+        trained.append((method, seed))
+        return Path(f'/elsewhere/{method}-{seed}/epoch_{epochs[method]}.pth') if epochs[method] else None
+
+    calls = []
+    monkeypatch.setattr(small, 'pretrain', pretrain)
+    monkeypatch.setattr(small, 'run_tool', lambda *arguments, **options: calls.append((arguments, options)))
+    report = small.compare_detectors(list(epochs), [4, 7], [5, 10], 2)
+    assert sorted(trained) == sorted((method, seed) for method in epochs for seed in (4, 7))
+    ((_, output, *command), options), = calls  # fmt: skip
+    assert output == report and options == dict(again=True)
+    words = list(map(str, command))
+    assert words[:2] == ['tools/analysis_tools/label_efficiency.py', str(CONFIGS / 'fcos_small.py')]
+    start = words.index('--weights') + 1
+    out = tmp_path / 'out'
+    assert words[start : words.index('--out')] == [
+        'random',
+        f'mocov2={out}/mocov2-{{seed}}/epoch_12.pth',
+        f'ccop={out}/ccop-{{seed}}/epoch_9.pth',
+    ]
+    for option, values in (('--shares', ['5', '10']), ('--seeds', ['4', '7']), ('--iterations', ['300'])):
+        position = words.index(option) + 1
+        assert words[position : position + len(values)] == values
+    assert '--class-agnostic' in words
+
+
+@pytest.mark.parametrize('name', ['small', 'full'])
+def test_detectors_of_both_settings_can_be_read_by_the_tool(study, voc_animals, name):
+    from ccop_mm.label_efficiency.annotations import AnnotationFile
+    from ccop_mm.label_efficiency.detector import read_study_detector
+
+    setting = study.SETTINGS[name]
+    files = [AnnotationFile(str(voc_animals / f'annotations/{part}.json'), str(voc_animals / part)) for part in SPLITS]
+    detector = read_study_detector(CONFIGS / setting.detector, tuple(files), setting.class_agnostic, None)
+    assert len(detector.train.image_ids) == 2881 and len(detector.val.image_ids) == 727
 
 
 def test_completed_steps_are_not_repeated(study, data, tmp_path):
@@ -363,6 +376,9 @@ def test_completed_steps_are_not_repeated(study, data, tmp_path):
     output.touch()
     small.run_tool('a step', output, 'tools/absent.py')
     assert not (tmp_path / 'out' / 'commands.txt').exists()
+    with pytest.raises(InputError, match='a step'):
+        small.run_tool('a step', output, 'tools/absent.py', again=True)
+    (tmp_path / 'out' / 'commands.txt').unlink()
     with pytest.raises(InputError, match='a step'):
         small.run_tool('a step', tmp_path / 'out' / 'other.json', 'tools/absent.py')
     assert (tmp_path / 'out' / 'commands.txt').read_text() == 'python tools/absent.py\n'
@@ -447,13 +463,13 @@ def test_jobs_share_the_threads(study, data, tmp_path, monkeypatch, jobs, given,
 def test_every_method_but_random_bn_is_fine_tuned(study, data, tmp_path, monkeypatch):
     results = [study.RunResult(method, 0, tmp_path, {}) for method in ('random', 'random-bn', 'ccop')]
     monkeypatch.setattr(study, 'probe_all', lambda *args: results)
-    monkeypatch.setattr(study.Study, 'detect', lambda self, method, seed, share: Path(f'{method}-{seed}-{share}'))
-    tables = []
-    monkeypatch.setattr(study, 'write_report', lambda out, found: tables.append([dict(one.ap) for one in found]) or '')
-    study.main([str(data), '--out', str(tmp_path / 'out'), '--labels', '10', '100'])
-    random, ccop = ({share: Path(f'{method}-0-{share}') for share in (10, 100)} for method in ('random', 'ccop'))
-    assert tables[0] == [{}, {}, {}], 'the probes are reported first'
-    assert len(tables) == 3 and tables[-1] == [random, {}, ccop]
+    calls, reports = [], []
+    monkeypatch.setattr(study.Study, 'compare_detectors', lambda self, *args: calls.append(args) or tmp_path / 'table')
+    monkeypatch.setattr(study, 'write_report', lambda out, found, *table: reports.append(table) or '')
+    methods = ['--methods', 'random', 'random-bn', 'ccop', '--seeds', '0', '3', '--labels', '10', '100', '--jobs', '2']
+    study.main([str(data), '--out', str(tmp_path / 'out'), *methods])
+    assert calls == [(['random', 'ccop'], [0, 3], [10, 100], 2)]
+    assert reports == [(), (tmp_path / 'table',)], 'the probes are reported first'
 
 
 def test_frozen_detector_of_every_method_and_share(study, data, tmp_path, monkeypatch):
@@ -573,11 +589,10 @@ def make_result(study, folder, method, seed, rate):
     write_pointing_result(pointing, f'{stem}.json')
     report = {'num_objects': 60, 'num_classes': 2, 'chance': 0.5, 'backbone@10': rate}
     Path(f'{stem}knn.json').write_text(json.dumps(report | ({'embedding@10': rate} if method == 'ccop' else {})))
-    Path(f'{stem}ap.json').write_text(json.dumps({'coco/bbox_mAP': rate / 10, 'coco/bbox_mAP_50': rate / 5}))
     cost = dict(epochs=2, steps=20, step_s=0.5) | (dict(ratio=1.75) if method == 'mocov2-time' else {})
     cost |= dict(config='mocov2_odd') if method.startswith('mocov2') else {}
     paths = Path(f'{stem}.json'), {'C4': Path(f'{stem}knn.json')}
-    return study.RunResult(method, seed, *paths, cost, ap={10: Path(f'{stem}ap.json')}), pointing
+    return study.RunResult(method, seed, *paths, cost), pointing
 
 
 def test_report(study, methods, tmp_path):
@@ -587,7 +602,8 @@ def test_report(study, methods, tmp_path):
         for seed in (0, 1)
     ]
     results = [result for result, _ in made]
-    text = study.write_report(tmp_path, results)
+    (tmp_path / 'detectors.md').write_text('| ccop | 7.0 ± 0.1 |\n')
+    text = study.write_report(tmp_path, results, tmp_path / 'detectors.md')
     rows = [[cell.strip() for cell in line.split('|')] for line in text.splitlines() if line.startswith('|')]
     ccop = next(row for row in rows if row[1] == methods.METHODS['ccop'].title)
     means = [pointing.hits['C4'].mean() for result, pointing in made if result.method == 'ccop']
@@ -599,7 +615,7 @@ def test_report(study, methods, tmp_path):
     assert difference[2].split()[0] == f'{100 * gain:+.1f}'
     assert difference[3] == '-'  # MoCo has no P2
     assert 'mocov2_odd' in text
-    assert '| CCOP | 7.0 +- 0.0 (14.0 +- 0.0) |' in text
+    assert text.endswith('\n\n| ccop | 7.0 ± 0.1 |\n')
     assert '| CCOP | 70.0 +- 0.0 | 70.0 +- 0.0 |' in text
     report = sys.modules['study_report']
     reports = {method: pointing.report() for method, pointing in report.pool_seeds(results).items()}
