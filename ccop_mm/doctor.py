@@ -4,6 +4,7 @@ Usage: ``python -m ccop_mm.doctor``. It has to run where an upstream library is 
 only import the standard library and modules that do the same.
 """
 
+import glob
 import importlib
 import os
 import platform
@@ -43,6 +44,13 @@ MIN_SHARED_MEMORY = 2**30
 #: Bytes on disk for a ResNet-50: a checkpoint takes 0.75 GB, three are kept, and a fourth is written before the oldest
 #: is deleted.
 MIN_FREE_DISK = 4 * 750_000_000
+#: Lowest driver that runs programs built for a major version of CUDA. Source: NVIDIA's "CUDA Compatibility", minor
+#: version compatibility.
+MIN_DRIVERS = {'12': 525, '13': 580}
+#: Where the NVIDIA driver lists its GPUs.
+DRIVER_FOLDER = '/proc/driver/nvidia'
+#: What mmcv reports as its CUDA version if it is compiled for the CPU only.
+NO_CUDA = 'not available'
 MAKE_ENV = 'create the environment with `make env`, which installs matching versions in the required order'
 REINSTALL_OPENCV = (
     'pip uninstall -y opencv-python opencv-python-headless; '
@@ -69,11 +77,13 @@ class Problem:
         description (str): The problem, in one line.
         fix (str): How to fix it, in one line.
         fatal (bool): Whether the problem prevents pre-training.
+        cpu_only (bool): Whether pre-training runs on the CPU because of it, although there is a GPU.
     """
 
     description: str
     fix: str
     fatal: bool = True
+    cpu_only: bool = False
 
 
 def main() -> int:
@@ -94,7 +104,10 @@ def main() -> int:
     for problem in problems:
         print(f'{"ERROR" if problem.fatal else "WARNING"}: {problem.description}. Fix: {problem.fix}')
     broken = any(problem.fatal for problem in problems)
-    print(f'pre-training {"cannot" if broken else "can"} run here')
+    if not broken and any(problem.cpu_only for problem in problems):
+        print('pre-training would run on the CPU here: the GPU cannot be used')
+    else:
+        print(f'pre-training {"cannot" if broken else "can"} run here')
     return int(broken)
 
 
@@ -135,9 +148,12 @@ def check_ops() -> Iterator[str | Problem]:
     """Checks whether mmcv's compiled RoIAlign and NMS return correct results on every available device."""
     try:
         import torch
-        from mmcv.ops import nms, roi_align
+        from mmcv.ops import get_compiling_cuda_version, nms, roi_align
 
-        for device in ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]:
+        for device in ['cpu', *(['cuda'] if torch.cuda.is_available() and 0 not in list_unsupported_gpus() else [])]:
+            if device == 'cuda' and get_compiling_cuda_version() == NO_CUDA:
+                yield Problem("mmcv's ops were compiled for the CPU only, where no GPU was visible", rebuild_ops())
+                return
             boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0], [5.0, 5.0, 8.0, 8.0]], device=device)
             kept = nms(boxes, torch.tensor([0.5, 0.9, 0.7], device=device), 0.5)[1]
             rois = torch.cat([torch.zeros(3, 1, device=device), boxes], dim=1)
@@ -147,19 +163,80 @@ def check_ops() -> Iterator[str | Problem]:
             if kept.tolist() != [1, 2] or not torch.allclose(pooled, torch.full_like(pooled, 6.0)):
                 raise RuntimeError(f'wrong results on {device}: nms {kept.tolist()}, RoIAlign {pooled.tolist()}')
             yield f'RoIAlign and nms work on {device}'
+        if torch.version.cuda and not torch.cuda.is_available() and get_compiling_cuda_version() == NO_CUDA:
+            yield Problem(
+                f"mmcv's ops were compiled for the CPU only, but torch {torch.__version__} is built with CUDA "
+                f'{torch.version.cuda}: on a node with a GPU they would fail at the first step',
+                f'to use a GPU later, {rebuild_ops(for_gpu=True)}',
+                fatal=False,
+            )
     except Exception as error:
         fix = fix_for(error) if missing_package(error) else rebuild_ops()
         yield Problem(f'the C++ ops of mmcv do not work ({type(error).__name__}: {first_line(error)})', fix)
 
 
-def rebuild_ops() -> str:
-    """Returns the command that compiles mmcv's ops against the installed torch."""
+def rebuild_ops(for_gpu: bool = False) -> str:
+    """Returns the command that compiles mmcv's ops against the installed torch, for the visible GPUs if there are any.
+
+    Args:
+        for_gpu (bool): Compile them for GPUs even if none is visible.
+    """
+    cuda, capabilities = describe_torch()[1:3]
+    prefix = note = ''
+    if for_gpu or capabilities != 'none':
+        prefix = f"FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST='{'8.0;9.0' if capabilities == 'none' else capabilities}' "
+        note = f'; requires nvcc of CUDA {cuda.partition(".")[0]}, docs/install.md'
+        if capabilities == 'none':
+            note = f"; '8.0;9.0' is for A100 and H100, use the capabilities of your GPUs{note}"
     for name in filter(is_installed, ('onedl-mmcv', 'mmcv')):
         return (
-            f'pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary {name} '
-            f'{name}=={metadata.version(name)} (10-20 minutes; GPU ops need the CUDA toolkit)'
+            f'{prefix}pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir --no-binary {name} '
+            f'{name}=={metadata.version(name)} (10-20 minutes, more with CUDA{note})'
         )
     return MAKE_ENV
+
+
+def describe_torch() -> tuple[str, str, str, str]:
+    """Describes the installed torch and the GPUs that it sees, for requirements/install.sh and for fixes.
+
+    Returns:
+        tuple[str, str, str, str]: Version of torch, its CUDA version, capabilities of the visible GPUs such as
+        ``'8.0;9.0'``, and those of them without kernels in this torch. ``'none'`` stands for an empty entry.
+    """
+    try:
+        import torch
+    except Exception:  # check_cuda reports it
+        return 'none', 'none', 'none', 'none'
+    groups = range(torch.cuda.device_count() if torch.cuda.is_available() else 0), list_unsupported_gpus()
+    capabilities = [
+        ';'.join(f'{major}.{minor}' for major, minor in sorted({torch.cuda.get_device_capability(i) for i in group}))
+        for group in groups
+    ]
+    return torch.__version__, torch.version.cuda or 'none', capabilities[0] or 'none', capabilities[1] or 'none'
+
+
+def list_unsupported_gpus() -> list[int]:
+    """Lists the visible GPUs for which this build of torch has no kernels.
+
+    Binary kernels (``sm_80``) run on GPUs of the same major and the same or a higher minor capability; intermediate
+    code (``compute_80``) is compiled for any GPU of the same or a higher capability.
+    """
+    import torch
+
+    unsupported: list[int] = []
+    if not torch.version.cuda or not torch.cuda.is_available():
+        return unsupported
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_capability(index)
+        for built in torch.cuda.get_arch_list():
+            kind, _, digits = built.partition('_')
+            digits = ''.join(filter(str.isdigit, digits))
+            capability = int(digits[:-1]), int(digits[-1])
+            if capability <= gpu and (kind == 'compute' or capability[0] == gpu[0]):
+                break
+        else:
+            unsupported.append(index)
+    return unsupported
 
 
 def check_selective_search() -> Iterator[str | Problem]:
@@ -208,18 +285,95 @@ def is_installed(distribution: str) -> bool:
 
 
 def check_cuda() -> Iterator[str | Problem]:
-    """Reports the GPUs. A missing GPU is not a problem: the CPU is used, with BN instead of SyncBN."""
+    """Reports the GPUs.
+
+    Without a GPU the CPU is used, with BN instead of SyncBN, which is not a problem. A GPU that cannot be used is one.
+    """
     try:
         import torch
 
         if torch.cuda.is_available():
+            unsupported = list_unsupported_gpus()
+            if unsupported:
+                yield unsupported_gpus(unsupported)
+                return
             name = torch.cuda.get_device_name()
             yield f'{torch.cuda.device_count()} x {name}, CUDA {torch.version.cuda}; SyncBN available'
+            return
+        build = f'with CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
+        hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
+        gpu = find_gpu()
+        if hidden is not None and (not hidden.strip() or hidden.startswith('-')):
+            yield f'hidden by CUDA_VISIBLE_DEVICES={hidden}: runs on the CPU, with BN instead of SyncBN'
+        elif gpu:
+            reason, fix = explain_unusable_gpu()
+            yield Problem(f'there is a GPU ({gpu}) that torch cannot use: {reason}', fix, fatal=False, cpu_only=True)
         else:
-            build = f'with CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
             yield f'no usable GPU (torch is built {build}): runs on the CPU, with BN instead of SyncBN'
     except Exception as error:
         yield Problem(f'torch cannot be used ({type(error).__name__}: {first_line(error)})', fix_for(error))
+
+
+def unsupported_gpus(indices: list[int]) -> Problem:
+    """Returns the problem of GPUs without kernels in this torch, fatal if the first GPU is one of them.
+
+    Args:
+        indices (list[int]): Result of :func:`list_unsupported_gpus`.
+    """
+    import torch
+
+    names = ', '.join(
+        '{} (capability {}.{})'.format(torch.cuda.get_device_name(index), *torch.cuda.get_device_capability(index))
+        for index in indices
+    )
+    usable = [str(index) for index in range(torch.cuda.device_count()) if index not in indices]
+    others = f'use the other GPUs with CUDA_VISIBLE_DEVICES={",".join(usable)}, or ' if usable else ''
+    return Problem(
+        f'torch {torch.__version__} has no kernels for {names}; it is built for {" ".join(torch.cuda.get_arch_list())}',
+        f'{others}install a build of torch that supports the GPU in a new environment (for V100, P100 and older the '
+        "build for CUDA 12.6), and compile mmcv's ops with that toolkit; or set CUDA_VISIBLE_DEVICES= to use the CPU",
+        fatal=0 in indices,
+    )
+
+
+def find_gpu() -> str:
+    """Returns name and driver of the first NVIDIA GPU, whether or not torch can use it; '' without one."""
+    command = ['nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        if not done.returncode and done.stdout.strip():
+            name, _, driver = done.stdout.strip().splitlines()[0].rpartition(', ')
+            return f'{name}, driver {driver}'
+    except (OSError, subprocess.SubprocessError):
+        pass  # no nvidia-smi, for example in a container
+    return f'listed in {DRIVER_FOLDER}/gpus' if glob.glob(os.path.join(DRIVER_FOLDER, 'gpus', '*')) else ''
+
+
+def explain_unusable_gpu() -> tuple[str, str]:
+    """Returns why torch cannot use a GPU that is there, and the fix."""
+    import torch
+
+    if not torch.version.cuda:
+        return (
+            f'torch {torch.__version__} is built without CUDA',
+            'install a CUDA build of torch in a new environment (`make env VENV=NEW_FOLDER`)',
+        )
+    try:
+        torch.cuda.init()
+        reason = 'torch.cuda.is_available() is False'
+    except Exception as error:
+        reason = first_line(error).partition('. ')[0]
+    major = torch.version.cuda.partition('.')[0]
+    if 'too old' in reason:
+        fix = (
+            f'update the driver (CUDA {major} requires {MIN_DRIVERS.get(major, "a newer one")} or later), or install a '
+            "build of torch for an older CUDA in a new environment, and compile mmcv's ops with that CUDA toolkit"
+        )
+    elif 'no NVIDIA driver' in reason:
+        fix = 'start the container with --gpus all; outside a container, install the NVIDIA driver again'
+    else:
+        fix = 'run nvidia-smi and fix what it reports; after an update of the driver, restart the machine'
+    return f'{reason} (torch {torch.__version__}, CUDA {torch.version.cuda})', fix
 
 
 def check_torchvision() -> Iterator[str | Problem]:

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from ccop_mm import compat
 from ccop_mm.engine.data_config import check_data_paths, fit_worker_options, tolerate_unreadable_images
 from ccop_mm.engine.default_hooks import add_default_hooks, add_test_hooks
+from ccop_mm.engine.gpu_ops import check_gpu_ops
 from ccop_mm.engine.hooks.stop_hook import restore_signal_handlers
 from ccop_mm.engine.malloc import keep_freed_memory
 from ccop_mm.engine.queue_lengths import fit_queues
@@ -227,7 +228,8 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
         overwrite (bool): Delete the checkpoints of an earlier run in the work directory before the first iteration.
 
     Raises:
-        InputError: A dataset does not exist or does not fit the config, or the disk is full.
+        InputError: A dataset does not exist or does not fit the config, mmcv's ops cannot run on the GPU, or the disk
+            is full.
         StoppedBySignal: The run was stopped by SIGTERM, SIGUSR1 or Ctrl-C, and its state was saved.
     """
     _log_and_raise(check(cfg), cfg)
@@ -237,6 +239,7 @@ def train(cfg: Config, overwrite: bool = False) -> Runner:
     tolerate_unreadable_images(cfg, 'train_dataloader', 'redraw')
     tolerate_unreadable_images(cfg, 'val_dataloader', 'blank')
     runner = build_runner(cfg)
+    check_gpu_ops(runner.model)
     _count_accumulated_images(runner)
     runner.register_hook(ResumedRunHook())
     if overwrite:
@@ -271,8 +274,8 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
         dict: Metrics by name.
 
     Raises:
-        InputError: The checkpoint does not exist, the config has no test loop, or ``results`` is given and no evaluator
-            writes COCO json.
+        InputError: The checkpoint does not exist, the config has no test loop, mmcv's ops cannot run on the GPU, or
+            ``results`` is given and no evaluator writes COCO json.
     """
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise InputError(f'checkpoint {checkpoint} does not exist')
@@ -293,6 +296,7 @@ def test(cfg: Config, checkpoint: str, results: str | Path | None = None) -> dic
 
 def _run_test(cfg: Config) -> dict:
     runner = build_runner(cfg)
+    check_gpu_ops(runner.model)
     with _explain_first_failure(runner):
         return runner.test()
 
