@@ -158,14 +158,20 @@ run_study({str(study_data / 'detector.py')!r}, ['random', 'other=random'], {str(
         'PYTHONPATH': os.pathsep.join([str(HELPERS), *filter(None, sys.path)]),
         'STUB_WAIT': 'other-5-rate-x1',
     }
+    # In the background of a shell SIGINT is ignored, also by children.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, '-c', code], env=environment, start_new_session=True)
+    signal.signal(signal.SIGINT, previous)
     waiting = out / 'runs/other-5-rate-x1-seed0/log.txt'
     deadline = time.monotonic() + 120
     while not waiting.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    try:
+        process.wait(timeout=60)
+    finally:
+        process.kill()
     finished = started()
     assert finished[-1] == 'other-5-rate-x1-seed0' and len(finished) > 1
     (waiting.parent / 'work_dir').mkdir()
