@@ -110,7 +110,8 @@ def test_missing_files_are_reported_before_training(call_tool, scenes, tmp_path,
     path = TRANSFER / 'mask_rcnn/mask-rcnn_r18-fpn_ccop-800e_1x_coco.py'
     config = write_config(path, scenes, tmp_path, **options)
     code, _, error = call_tool('train.py', config, '--work-dir', tmp_path / 'work')
-    assert code == 2 and re.match(f'error: .*{missing}', error.splitlines()[-1])
+    # A finding of the checks, or the first missing file.
+    assert code == 2 and re.match(f'(error:|ERROR) .*{missing}', error.splitlines()[-1])
 
 
 def test_missing_voc_devkit_is_reported(call_tool, tmp_path, monkeypatch):
