@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 #: Where setup.py puts ``tools/``: copies in a wheel, a link in an editable installation.
 TOOLS = Path(__file__).resolve().parent / '.mim' / 'tools'
@@ -44,11 +45,11 @@ DOCTOR = 'doctor'
 
 
 def describe(file: Path) -> str:
-    """Returns the first line of a script's docstring, or the second line of a shell script after ``# ``."""
+    """Returns the first line of a Python script's docstring, or the comment below the usage of a shell script."""
     text = file.read_text(encoding='utf-8')
     if file.suffix == '.py':
         return (ast.get_docstring(ast.parse(text)) or '').partition('\n')[0]
-    return text.splitlines()[2].removeprefix('# ')
+    return text.partition('\n# Usage: ')[2].splitlines()[1].removeprefix('# ')
 
 
 def format_commands() -> str:
@@ -76,6 +77,8 @@ def command_line(name: str, arguments: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; this process becomes that of the script, which gets its signals and returns its exit code."""
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ['--help']
+    if not TOOLS.is_dir():
+        _fail(f'{TOOLS} does not exist: install the package (pip install .), or run the scripts in tools/ directly')
     if name in ('-h', '--help', 'help'):
         print(format_commands())
         return
@@ -85,11 +88,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if name != DOCTOR and name not in COMMANDS:
-        sys.exit(f'error: ccop-mm has no command {name!r}; commands: {", ".join([*COMMANDS, DOCTOR])}')
+        _fail(f'ccop-mm has no command {name!r}; commands: {", ".join([*COMMANDS, DOCTOR])}')
     words = command_line(name, arguments)
     os.environ.setdefault('PYTHON', sys.executable)  # of dist_train.sh and slurm_train.sh
     sys.stdout.flush()
     os.execvp(words[0], words)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == '__main__':

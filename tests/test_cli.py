@@ -79,8 +79,15 @@ def test_version(program):
 
 def test_unknown_command_is_one_line(program):
     done = run(program, 'trian', 'config.py')
-    assert done.returncode == 1 and done.stdout == ''
+    assert done.returncode == 2 and done.stdout == ''
     assert re.fullmatch(r"error: .*'trian'.*\btrain\b.*\n", done.stderr)
+
+
+def test_package_without_tools_is_one_line(program):
+    tools = program.parents[1] / 'site/ccop_mm/.mim/tools'
+    tools.unlink()
+    done = run(program, '--help')
+    assert done.returncode == 2 and re.fullmatch(rf'error: {tools} .*\n', done.stderr)
 
 
 def test_options_and_exit_codes_are_those_of_the_tool(program, tmp_path):

@@ -1,13 +1,11 @@
 """Measures the box AP of a light detection head on the frozen features of the network during pre-training."""
 
-import logging
 from collections.abc import Sequence
 
-from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmselfsup.registry import HOOKS
 
+from ccop_mm.engine.hooks.periodic_probe_hook import PeriodicProbeHook
 from ccop_mm.evaluation.frozen_detector import (
     TASKS,
     FrozenDetectorData,
@@ -20,7 +18,7 @@ from ccop_mm.utils.model import unwrap_model
 
 
 @HOOKS.register_module()
-class FrozenDetectorHook(Hook):
+class FrozenDetectorHook(PeriodicProbeHook):
     """Trains a light detection head on the frozen features of the network every few epochs and logs its box AP.
 
     The results are logged and passed to the visualizer's backends (local json, TensorBoard, W&B):
@@ -67,8 +65,8 @@ class FrozenDetectorHook(Hook):
         InputError: The annotations cannot be used. Raised before training.
     """
 
-    # After the checkpoint hook (VERY_LOW): an error in the probe must not lose the epoch.
-    priority = 'LOWEST'
+    title = 'frozen detector'
+    prefix = 'frozen_detector'
 
     def __init__(
         self,
@@ -97,10 +95,9 @@ class FrozenDetectorHook(Hook):
             )
         if interval < 1 or size < 1:
             raise ValueError(f'interval and size must be at least 1, got interval={interval}, size={size}')
+        super().__init__(interval, by_epoch, at_start)
         self.files = (train_ann_file, train_img_root, ann_file, img_root)
         self.limits = (max_train_images, max_images)
-        self.interval = interval
-        self.by_epoch = by_epoch
         self.settings = dict(
             size=size,
             features=features,
@@ -111,44 +108,11 @@ class FrozenDetectorHook(Hook):
             max_memory=max_memory,
             batch_size=batch_size,
         )
-        self.at_start = at_start
         self._data: FrozenDetectorData | None = None
-        self._last_step: int | None = None
 
-    def before_train(self, runner: Runner) -> None:
-        """Reads the annotations; measures AP of the initial weights unless the run is resumed."""
+    def read_annotations(self) -> None:
+        """Reads the annotations."""
         self._data = read_frozen_detector_data(*self.files, *self.limits)
-        if self.at_start and runner.iter == 0:
-            self._probe(runner, runner.iter)
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Measures AP every ``interval`` epochs."""
-        if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self._probe(runner, runner.iter)
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
-    ) -> None:
-        """Measures AP every ``interval`` iterations."""
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            self._probe(runner, runner.iter + 1)
-
-    def after_train(self, runner: Runner) -> None:
-        """Measures AP of the final weights unless it was measured already."""
-        self._probe(runner, runner.iter)
-
-    def _probe(self, runner: Runner, step: int) -> None:
-        if step == self._last_step:
-            return
-        self._last_step = step
-        if is_main_process():
-            scalars = self.measure(runner)
-            runner.visualizer.add_scalars(
-                {f'frozen_detector/{name}': value for name, value in scalars.items()}, step=step
-            )
-            values = ', '.join(f'{name} {100 * value:.1f}' for name, value in scalars.items())
-            runner.logger.log(logging.INFO, f'frozen detector after {step} iterations, in %: {values}')
-        barrier()
 
     def measure(self, runner: Runner) -> dict[str, float]:
         """Returns AP, AP50 and AP75 of the current weights, and the same with the prefix ``class_`` for the classes."""

@@ -1,14 +1,12 @@
 """Evaluates the features of the network during pre-training."""
 
-import logging
 from pathlib import Path
 
-from mmengine.dist import barrier, is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmselfsup.registry import HOOKS
 from torch import nn
 
+from ccop_mm.engine.hooks.periodic_probe_hook import PeriodicProbeHook
 from ccop_mm.evaluation import extract_object_features, knn_report, measure_pointing_accuracy
 from ccop_mm.evaluation.feature_maps import STAGES
 from ccop_mm.utils.coco_json import read_annotated_images
@@ -18,7 +16,7 @@ PROBES = ('pointing', 'knn')
 
 
 @HOOKS.register_module()
-class ProbeHook(Hook):
+class ProbeHook(PeriodicProbeHook):
     """Measures pointing game accuracy and object kNN recall on annotated images every few epochs.
 
     The results are logged and passed to the visualizer's backends (local json, TensorBoard, W&B) under ``probe/...``:
@@ -58,8 +56,8 @@ class ProbeHook(Hook):
         InputError: The annotations cannot be used. Raised before training.
     """
 
-    # After the checkpoint hook (VERY_LOW): an error in a probe must not lose the epoch.
-    priority = 'LOWEST'
+    title = 'probe'
+    prefix = 'probe'
 
     def __init__(
         self,
@@ -84,9 +82,8 @@ class ProbeHook(Hook):
                 'interval and max_images must be at least 1 and max_objects at least 2, '
                 f'got interval={interval}, max_images={max_images}, max_objects={max_objects}'
             )
+        super().__init__(interval, by_epoch, at_start)
         self.ann_file, self.img_root = Path(ann_file), Path(img_root)
-        self.interval = interval
-        self.by_epoch = by_epoch
         self.probes = tuple(probes)
         self.size = size
         self.stages = tuple(stages)
@@ -94,41 +91,10 @@ class ProbeHook(Hook):
         self.max_objects = max_objects
         self.max_images = max_images
         self.batch_size = batch_size
-        self.at_start = at_start
-        self._last_step: int | None = None
 
-    def before_train(self, runner: Runner) -> None:
-        """Checks the annotations; probes the initial weights unless the run is resumed."""
+    def read_annotations(self) -> None:
+        """Checks the annotations."""
         read_annotated_images(self.ann_file, self.img_root)
-        if self.at_start and runner.iter == 0:
-            self._probe(runner, runner.iter)
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Probes every ``interval`` epochs."""
-        if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self._probe(runner, runner.iter)
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
-    ) -> None:
-        """Probes every ``interval`` iterations."""
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
-            self._probe(runner, runner.iter + 1)
-
-    def after_train(self, runner: Runner) -> None:
-        """Probes the final weights unless they were probed already."""
-        self._probe(runner, runner.iter)
-
-    def _probe(self, runner: Runner, step: int) -> None:
-        if step == self._last_step:
-            return
-        self._last_step = step
-        if is_main_process():
-            scalars = self.measure(runner)
-            runner.visualizer.add_scalars({f'probe/{name}': value for name, value in scalars.items()}, step=step)
-            values = ', '.join(f'{name} {100 * value:.1f}' for name, value in scalars.items())
-            runner.logger.log(logging.INFO, f'probe after {step} iterations, in %: {values}')
-        barrier()
 
     def measure(self, runner: Runner) -> dict[str, float]:
         """Returns the results of all probes for the current weights, by name."""

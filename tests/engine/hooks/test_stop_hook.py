@@ -199,6 +199,11 @@ def test_resume_command(argv, command):
     assert resume_command(argv) == command
 
 
+def test_resume_command_of_the_console_command():
+    script = '/env/lib/python3.12/site-packages/ccop_mm/.mim/tools/train.py'
+    assert resume_command([script, 'a.py', '--resume', 'b.pth']) == 'ccop-mm train a.py --resume'
+
+
 def test_resume_command_of_a_tool_that_resumes_by_itself():
     assert resume_command(['tools/pretrain.py', 'detector.py', 'images']) == 'repeat the command'
 
