@@ -166,6 +166,13 @@ def test_amp_without_gpu(config):
         launch.load_config(**arguments(config, amp=True))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works with a GPU')
+def test_mixed_precision_of_the_config_needs_a_gpu_in_training(config):
+    cfg = launch.load_config(**arguments(config, options={'optim_wrapper.type': 'AmpOptimWrapper'}))
+    with pytest.raises(InputError, match='AmpOptimWrapper'):
+        launch.check(cfg)
+
+
 def test_amp_does_not_replace_another_optimizer_wrapper(config):
     with pytest.raises(InputError, match=r'--amp .*optim_wrapper\.type=Other'):
         launch.load_config(**arguments(config, amp=True, options={'optim_wrapper.type': 'Other'}))

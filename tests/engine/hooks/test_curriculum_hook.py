@@ -154,6 +154,23 @@ def test_one_queue_may_have_a_fixed_length(small_config):
     assert len(runner.model.object_queue) == 7 and len(runner.model.image_queue) > 1
 
 
+def test_sized_queues_are_those_of_the_first_rank(small_config, monkeypatch):
+    from ccop_mm.engine import queue_lengths
+
+    sent = []
+
+    def broadcast(keys):  # as if the first rank had sent ones
+        sent.append(keys.shape)
+        keys.fill_(1)
+
+    monkeypatch.setattr(queue_lengths, 'broadcast', broadcast)
+    runner = plain_runner(small_config())
+    loop = runner.build_train_loop(runner.cfg.train_cfg)
+    queue_lengths.size_queues(runner.model, loop.dataloader.dataset)
+    queues = runner.model.image_queue, runner.model.object_queue
+    assert sent == [queue.keys.shape for queue in queues] and all((queue.keys == 1).all() for queue in queues)
+
+
 def test_other_datasets_need_a_number():
     from types import SimpleNamespace
 
