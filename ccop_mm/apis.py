@@ -400,8 +400,8 @@ def label_efficiency(
 
     Args:
         detector_config (str | Path): Config of an mmdet detector: a file, or ``mmdet::FOLDER/NAME.py``.
-        weights (Sequence[str]): ``'random'``, ``'NAME=init_cfg'`` (what the config loads) or ``'NAME=FILE'`` each.
-            Differences are from the first.
+        weights (Sequence[str]): ``'random'``, ``'NAME=init_cfg'`` (what the config loads) or ``'NAME=FILE'`` each; with
+            ``{seed}`` in FILE, one file per seed. Differences are from the first.
         out (str | Path): Output folder.
         shares (Sequence[float]): Shares of the training images in percent.
         num_images (Sequence[int]): Numbers of training images instead of ``shares``.

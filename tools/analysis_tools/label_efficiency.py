@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         required=True,
         metavar='NAME=FILE',
         help='initial weights: "random", NAME=init_cfg (what the config loads, such as ImageNet), or NAME=FILE '
-        '(backbone with or without neck); differences are from the first',
+        '(backbone with or without neck; with {seed} in FILE one per seed); differences are from the first',
     )
     parser.add_argument('--out', required=True, help='output folder')
     sizes = parser.add_mutually_exclusive_group()

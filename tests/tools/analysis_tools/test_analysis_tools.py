@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from narrow_config import CONFIG
 from PIL import Image
 from synthetic_scenes.scenes import write_scenes
 
@@ -15,21 +16,6 @@ from ccop_mm.proposals import ProposalStore
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ROOT / 'tools' / 'analysis_tools'
-
-CONFIG = """
-default_scope = 'mmselfsup'
-model = dict(
-    type='CCOP',
-    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=4, norm_eval=False, frozen_stages=-1),
-    neck=dict(type='mmdet.FPN', in_channels=[4, 8, 16, 32], out_channels=4, num_outs=4),
-    image_projector=dict(type='ProjectionMLP', in_channels=32, hid_channels=8, out_channels=8),
-    object_projector=dict(type='ProjectionMLP', in_channels=196, hid_channels=8, out_channels=8),
-    box_jitter=dict(type='SCSBoxJitter', noise=(0.1, 0.5)),
-    queue_len=16,
-    feat_dim=8,
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-)
-"""
 
 
 @pytest.fixture

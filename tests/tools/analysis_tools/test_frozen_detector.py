@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from narrow_config import CONFIG
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from synthetic_scenes.scenes import write_scenes
@@ -13,19 +14,6 @@ from ccop_mm.evaluation.frozen_detector import measure_frozen_detector, read_fro
 from ccop_mm.evaluation.frozen_detector_head import HeadRecipe
 
 TOOL = 'analysis_tools/frozen_detector.py'
-CONFIG = """
-default_scope = 'mmselfsup'
-model = dict(
-    type='CCOP',
-    backbone=dict(type='mmdet.ResNet', depth=18, base_channels=4, norm_eval=False, frozen_stages=-1),
-    neck=dict(type='mmdet.FPN', in_channels=[4, 8, 16, 32], out_channels=4, num_outs=4),
-    image_projector=dict(type='ProjectionMLP', in_channels=32, hid_channels=8, out_channels=8),
-    object_projector=dict(type='ProjectionMLP', in_channels=196, hid_channels=8, out_channels=8),
-    queue_len=16,
-    feat_dim=8,
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-)
-"""
 
 
 @pytest.fixture
